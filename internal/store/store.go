@@ -1,0 +1,138 @@
+// Package store keeps Spore's rows: templates, sandboxes, jobs and their logs, runtime refs, replicas and idempotency
+// keys, behind one contract that hides which database is underneath.
+//
+// Rows change in transactions (Store.Update) that see and do everything or nothing, including the enqueueing of work:
+// a job row and its place in the queue appear together. State changes are compare-and-set against the root package's
+// transition tables, so that what the tables refuse the database refuses too.
+package store
+
+import (
+	"context"
+	"time"
+
+	"github.com/sporevm/spore"
+)
+
+// Store is a database of rows and the queue of work that belongs to them.
+type Store interface {
+	// View runs fn on a consistent picture of the rows. fn must not keep tx.
+	View(ctx context.Context, fn func(tx Tx) error) error
+	// Update runs fn in one write transaction, committed when fn returns nil. fn may be run again when the database
+	// asks for it, so it must have no effect outside the transaction. fn must be short: it holds the writer's lock.
+	Update(ctx context.Context, fn func(tx Tx) error) error
+
+	// Work starts taking enqueued jobs and calls run for each, at most workers at a time, until ctx ends or Stop is
+	// called. A job whose process died is run again at the next Work. run gets a context that CancelWork cancels.
+	// A run that returns nil is done with, whatever became of the job; one that returns an error is tried again
+	// with back-off (at most attempts in all), and run is told which attempt it is.
+	Work(ctx context.Context, workers int, run func(ctx context.Context, jobID string, attempt int, last bool) error) error
+	// CancelWork ends the run of a job: its context is cancelled if it runs here, and it is not started again.
+	CancelWork(ctx context.Context, jobID string) error
+	// Stop stops taking work, waits for the runs under way until ctx ends, then cancels them.
+	Stop(ctx context.Context) error
+
+	// Changes tells of committed changes: the returned channel is closed at the next commit of an Update made through this
+	// Store. It lets watchers wait without polling.
+	Changes() <-chan struct{}
+
+	Close() error
+}
+
+// Tx is one transaction. Getters answer spore.CodeNotFound for unknown ids. Values handed out are copies.
+type Tx interface {
+	// InsertTemplate adds a row; spore.CodeConflict when the id or the live name is taken.
+	InsertTemplate(t *spore.Template) error
+	Template(id string) (*spore.Template, error)
+	// FindTemplate looks a live template or snapshot up by id or by name.
+	FindTemplate(ref string) (*spore.Template, error)
+	// UpdateTemplate writes every field of t; refused with spore.CodeConflict when the transition table forbids the change of
+	// status from what the row holds now. A deleted row gives its name free.
+	UpdateTemplate(t *spore.Template) error
+	Templates(f TemplateFilter) ([]*spore.Template, Page, error)
+
+	InsertSandbox(s *spore.Sandbox) error
+	Sandbox(id string) (*spore.Sandbox, error)
+	UpdateSandbox(s *spore.Sandbox) error
+	Sandboxes(f SandboxFilter) ([]*spore.Sandbox, Page, error)
+	// PurgeSandboxes removes rows KILLED before the given time and answers how many.
+	PurgeSandboxes(before time.Time) (int, error)
+
+	InsertJob(j *spore.Job) error
+	Job(id string) (*spore.Job, error)
+	UpdateJob(j *spore.Job) error
+	Jobs(f JobFilter) ([]*spore.Job, Page, error)
+	// ActiveJob is the job that is under way on a resource, nil when there is none.
+	ActiveJob(resourceID string) (*spore.Job, error)
+	AppendJobLog(jobID string, line spore.LogLine) error
+	JobLog(jobID string, after int64, limit int) ([]spore.LogLine, error)
+	// Enqueue puts a job in the queue, to be run after this transaction commits.
+	Enqueue(jobID string, attempts int) error
+
+	// PutRef inserts a ref (ID 0) or updates one, checked against the transition table. A sandbox has at most one ref
+	// that is RESERVED or ACTIVE per generation.
+	PutRef(r *spore.RuntimeRef) error
+	// Refs lists refs in any of the given statuses (all when none given) of a template and/or a sandbox; "" matches any.
+	Refs(templateID, sandboxID string, statuses ...spore.RuntimeRefStatus) ([]*spore.RuntimeRef, error)
+
+	PutReplica(r *spore.Replica) error
+	Replicas(templateID string) ([]*spore.Replica, error)
+	DeleteReplica(templateID, nodeID string) error
+
+	// Replay looks an idempotency key up: nil when it is new. The caller compares digests.
+	Replay(caller, key string) (*Replay, error)
+	// PutReplay stores a key together with what the work made; spore.CodeConflict when it is there already.
+	PutReplay(r Replay) error
+	// DropReplay forgets a key whose work came to nothing because the server died, so that a retry starts afresh.
+	DropReplay(resourceID string) error
+	PurgeReplays(before time.Time) (int, error)
+}
+
+// Replay is one remembered request: what the client sent (as a digest) and what came of it.
+type Replay struct {
+	Caller, Key string
+	Digest      string // SHA-256 of what the client sent
+	ResourceID  string // the sandbox, template, snapshot or job that the request made
+	CreatedAt   time.Time
+}
+
+// Page says how to go on with a list; Next is empty at its end. It is opaque to clients.
+type Page struct{ Next string }
+
+// Paging asks for one page. Limit 0 is 100; 1000 at most. After is a Page.Next; a malformed one is
+// spore.CodeInvalid on field "pageToken".
+type Paging struct {
+	Limit int
+	After string
+}
+
+// TemplateFilter selects templates; zero fields match anything. Deleting and deleted ones only with Deleted.
+// Order: newest first.
+type TemplateFilter struct {
+	Paging
+	Kind          spore.TemplateKind
+	Status        spore.TemplateStatus
+	Name          string
+	OriginSandbox string
+	ParentID      string
+	Labels        map[string]string // all must match
+	Ephemeral     bool              // include ephemeral ones
+	Deleted       bool
+}
+
+// SandboxFilter selects sandboxes; zero fields match anything. Killed ones only with Killed. Order: newest first.
+type SandboxFilter struct {
+	Paging
+	States     []spore.SandboxState
+	TemplateID string
+	Labels     map[string]string
+	Killed     bool
+}
+
+// JobFilter selects jobs; zero fields match anything. Order: newest first.
+type JobFilter struct {
+	Paging
+	Statuses   []spore.JobStatus
+	Operation  spore.Operation
+	ResourceID string
+	SandboxID  string
+}
