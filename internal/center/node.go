@@ -28,17 +28,20 @@ type Node interface {
 	Start(ctx context.Context, s *spore.Sandbox, frozenID string) error
 	// Settle ends every generation of a sandbox but keep; 0 keeps none. It is idempotent and does not fail for what is gone.
 	Settle(ctx context.Context, sandboxID string, keep int) error
-	// Freeze captures a running sandbox under a new frozen id while it runs on; parent is what it stands on.
-	Freeze(ctx context.Context, s *spore.Sandbox, frozenID string) (*spore.Frozen, error)
+	// Freeze captures a running sandbox under a new frozen id while it runs on. What equals the frozen state parent (an
+	// ancestor of the sandbox's state, or what it was started from when parent is gone) is not kept twice.
+	Freeze(ctx context.Context, s *spore.Sandbox, frozenID, parent string) (*spore.Frozen, error)
 	// Suspend is Freeze, but the VM stays still, so that nothing can happen after the capture. Follow it by Settle, or by
 	// Wake when the suspension is not to be.
-	Suspend(ctx context.Context, s *spore.Sandbox, frozenID string) (*spore.Frozen, error)
+	Suspend(ctx context.Context, s *spore.Sandbox, frozenID, parent string) (*spore.Frozen, error)
 	Wake(ctx context.Context, sandboxID string, generation int) error
 	// Flatten merges the layers of a frozen state; toBase makes a base of its own of it.
 	Flatten(ctx context.Context, frozenID string, toBase bool) (*spore.Frozen, error)
 
 	// Frozen answers the facts of a frozen state; spore.CodeNotFound when the node has none under that id.
 	Frozen(ctx context.Context, frozenID string) (*spore.Frozen, error)
+	// FrozenIDs lists the ids of all frozen states on the node, the damaged ones too.
+	FrozenIDs(ctx context.Context) ([]string, error)
 	// Forget removes a frozen state's name. Its bytes go at the next collection, if nothing else stands on them.
 	Forget(ctx context.Context, frozenID string) error
 
@@ -51,4 +54,21 @@ type Node interface {
 	// Agent answers a transport to the agent of a running sandbox.
 	Agent(ctx context.Context, sandboxID string, generation int) (http.RoundTripper, error)
 	Logs(ctx context.Context, sandboxID string, generation int, console bool, limit int) ([]byte, error)
+
+	// Check looks for damage in what the node stores; full reads every byte. It changes nothing.
+	Check(ctx context.Context, full bool, progress Progress) (*CheckReport, error)
+	// Collect frees what nothing holds: frozen pieces, artifacts that no frozen state and no build uses, image layers.
+	Collect(ctx context.Context, dryRun bool) ([]GarbageItem, error)
+	// Usage answers what a frozen state keeps on disk and who else holds parts of it.
+	Usage(ctx context.Context, frozenID string) (*Usage, error)
+}
+
+// Progress is told how far a long operation has come; total is 0 while it is unknown.
+type Progress func(step string, done, total int64)
+
+// Usage is the exact bytes of a frozen state.
+type Usage struct {
+	ExclusiveBytes, SharedBytes, ReclaimableBytes int64
+	StandsOn                                      []string // pieces, artifact and kernel
+	HeldBy                                        []string // other frozen states and running sandboxes that share pieces
 }

@@ -125,6 +125,7 @@ type SandboxFilter struct {
 	States     []spore.SandboxState
 	TemplateID string
 	Labels     map[string]string
+	EndsBefore time.Time // those whose time is up at this instant
 	Killed     bool
 }
 
