@@ -17,6 +17,12 @@ import (
 // packageForm is what Debian allows a package to be called. It keeps options out of apt's command line.
 var packageForm = regexp.MustCompile(`^[a-z0-9][a-z0-9+.-]{1,127}$`)
 
+// FetchPackage downloads a package, or the kernel package that it is a name for, into dir and returns the path of the
+// .deb. It installs nothing. The errors are those of Install.
+func FetchPackage(ctx context.Context, name, dir string) (string, error) {
+	return fetchPackage(ctx, name, dir, func(string) {})
+}
+
 // fetchPackage returns the path of the .deb that name stands for, downloaded into dir unless name is a file.
 func fetchPackage(ctx context.Context, name, dir string, report func(string)) (string, error) {
 	if strings.Contains(name, "/") || strings.HasSuffix(name, ".deb") {
