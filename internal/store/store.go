@@ -116,6 +116,7 @@ type TemplateFilter struct {
 	ParentID      string
 	Labels        map[string]string // all must match
 	Ephemeral     bool              // include ephemeral ones
+	EphemeralOnly bool              // only those
 	Deleted       bool
 }
 

@@ -1,0 +1,290 @@
+package center
+
+import (
+	"context"
+	"encoding/json"
+	"fmt"
+	"time"
+
+	"github.com/sporevm/spore"
+	"github.com/sporevm/spore/internal/store"
+)
+
+// newJob makes the record of one operation. A job that runs at once, with its caller waiting, is born RUNNING.
+func (c *Center) newJob(op spore.Operation, kind spore.TemplateKind, resourceID, sandboxID string, request any) (*spore.Job, error) {
+	raw, err := json.Marshal(request)
+	if err != nil {
+		return nil, err
+	}
+	return &spore.Job{
+		ID: spore.NewJobID(), Operation: op, ResourceType: kind, ResourceID: resourceID, SandboxID: sandboxID,
+		Status: spore.JobPending, AttemptNo: 1, Request: raw, CreatedAt: c.opt.Now(),
+	}, nil
+}
+
+func (c *Center) begin(j *spore.Job, phase spore.JobPhase) {
+	j.Status, j.Phase, j.StartedAt = spore.JobRunning, phase, c.opt.Now()
+}
+
+// finish writes the end of a job into its record; the caller stores it, together with what the job changed.
+func (c *Center) finish(j *spore.Job, err error) {
+	j.FinishedAt = c.opt.Now()
+	switch {
+	case err == nil:
+		j.Status, j.Phase, j.Progress, j.Error = spore.JobReady, spore.PhaseReady, 100, nil
+	case j.CancelAsked && canceled(err):
+		j.Status, j.Error = spore.JobCancelled, &spore.JobError{Code: spore.CodeCanceled, Message: "cancelled on request"}
+	default:
+		j.Status, j.Error = spore.JobFailed, jobError(err)
+	}
+}
+
+func jobError(err error) *spore.JobError {
+	e := spore.AsError(err)
+	return &spore.JobError{Code: e.Code, Message: e.Message, Field: e.Field, Hint: e.Hint}
+}
+
+// asError turns a kept error back into one to answer with.
+func asError(e *spore.JobError) error {
+	if e == nil {
+		return spore.Errorf(spore.CodeInternal, "the job failed without saying why")
+	}
+	return &spore.Error{Code: e.Code, Message: e.Message, Field: e.Field, Hint: e.Hint}
+}
+
+// note adds one line to a job's log. A log line is never worth failing the job for.
+func (c *Center) note(ctx context.Context, jobID, level, format string, args ...any) {
+	line := spore.LogLine{Time: c.opt.Now(), Level: level, Message: fmt.Sprintf(format, args...)}
+	err := c.store.Update(context.WithoutCancel(ctx), func(tx store.Tx) error { return tx.AppendJobLog(jobID, line) })
+	if err != nil {
+		c.log.Error("job log", "job", jobID, "err", err)
+	}
+}
+
+// progress moves a job's phase and percentage, and its pull counters when pull is not nil.
+func (c *Center) progress(ctx context.Context, jobID string, phase spore.JobPhase, percent int, pull *spore.PullProgress) error {
+	return c.store.Update(ctx, func(tx store.Tx) error {
+		j, err := tx.Job(jobID)
+		if err != nil {
+			return err
+		}
+		if !j.Status.Active() {
+			return spore.Errorf(spore.CodeCanceled, "the job was ended")
+		}
+		j.Phase, j.Progress = phase, max(percent, j.Progress)
+		if pull != nil {
+			j.Pull = *pull
+		}
+		return tx.UpdateJob(j)
+	})
+}
+
+// runJob runs one queued job to its end; it is what the store's queue calls.
+func (c *Center) runJob(ctx context.Context, jobID string, attempt int, last bool) error {
+	var j *spore.Job
+	err := c.store.Update(ctx, func(tx store.Tx) (err error) {
+		if j, err = tx.Job(jobID); err != nil || !j.Status.Active() {
+			return err
+		}
+		j.AttemptNo = attempt
+		if j.Status == spore.JobPending {
+			c.begin(j, j.Phase)
+		}
+		return tx.UpdateJob(j)
+	})
+	if err != nil || !j.Status.Active() {
+		return err
+	}
+	c.opt.Hook("job:begun")
+
+	switch j.Operation {
+	case spore.OpCreate:
+		err = c.runBuild(ctx, j)
+	case spore.OpCommit:
+		err = c.runCommit(ctx, j)
+	case spore.OpFlatten:
+		err = c.runFlatten(ctx, j)
+	default:
+		err = spore.Errorf(spore.CodeInternal, "job %s: operation %s cannot be queued", j.ID, j.Operation)
+	}
+	if err == nil {
+		return nil
+	}
+	return c.jobFailed(context.WithoutCancel(ctx), ctx, j.ID, err, last)
+}
+
+// jobFailed decides what becomes of a job whose run failed: it ends, or the queue tries it again. run is the context of
+// the run: when that was ended by the server's stopping, the job stays as it is and resumes with the next server.
+func (c *Center) jobFailed(ctx, run context.Context, jobID string, failure error, last bool) error {
+	again := false
+	err := c.store.Update(ctx, func(tx store.Tx) error {
+		j, err := tx.Job(jobID)
+		if err != nil || !j.Status.Active() {
+			return err
+		}
+		if run.Err() != nil && !j.CancelAsked {
+			again = true
+			return nil
+		}
+		if !last && !j.CancelAsked && worthRetrying(failure) {
+			again = true
+			return tx.AppendJobLog(jobID, spore.LogLine{Time: c.opt.Now(), Level: "warn", Message: failure.Error() + "; trying again"})
+		}
+		c.finish(j, failure)
+		if err := tx.UpdateJob(j); err != nil {
+			return err
+		}
+		if err := tx.AppendJobLog(jobID, spore.LogLine{Time: c.opt.Now(), Level: "error", Message: j.Error.Message}); err != nil {
+			return err
+		}
+		return c.failTemplate(tx, j)
+	})
+	if err != nil {
+		return err
+	}
+	if again {
+		return failure
+	}
+	if spore.CodeOf(failure) == spore.CodeInternal {
+		c.log.Error("job failed", "job", jobID, "err", failure)
+	}
+	return nil
+}
+
+// failTemplate marks what a failed job was to make.
+func (c *Center) failTemplate(tx store.Tx, j *spore.Job) error {
+	if j.Operation != spore.OpCreate && j.Operation != spore.OpCommit && j.Operation != spore.OpSnapshotCreate {
+		return nil
+	}
+	t, err := tx.Template(j.ResourceID)
+	if err != nil || (t.Status != spore.TemplatePending && t.Status != spore.TemplateCreating) {
+		return err
+	}
+	t.Status, t.LastError, t.UpdatedAt = spore.TemplateFailed, j.Error.Message, c.opt.Now()
+	return tx.UpdateTemplate(t)
+}
+
+// worthRetrying says whether time alone may cure an error.
+func worthRetrying(err error) bool {
+	switch spore.CodeOf(err) {
+	case spore.CodeUnreachable, spore.CodeBusy, spore.CodeInternal:
+		return true
+	}
+	return false
+}
+
+// Job answers one job.
+func (c *Center) Job(ctx context.Context, id string) (j *spore.Job, err error) {
+	err = c.store.View(ctx, func(tx store.Tx) error { j, err = tx.Job(id); return err })
+	return j, err
+}
+
+// Jobs lists jobs, newest first.
+func (c *Center) Jobs(ctx context.Context, q JobQuery) (jobs []*spore.Job, next string, err error) {
+	err = c.store.View(ctx, func(tx store.Tx) error {
+		var page store.Page
+		jobs, page, err = tx.Jobs(store.JobFilter{
+			Paging: store.Paging{Limit: q.Limit, After: q.PageToken}, Statuses: q.Statuses, Operation: q.Operation,
+			ResourceID: q.Resource, SandboxID: q.Sandbox,
+		})
+		next = page.Next
+		return err
+	})
+	return jobs, next, err
+}
+
+// JobLog answers the lines of a job's log after the given sequence number.
+func (c *Center) JobLog(ctx context.Context, id string, after int64, limit int) (lines []spore.LogLine, err error) {
+	err = c.store.View(ctx, func(tx store.Tx) error {
+		if _, err := tx.Job(id); err != nil {
+			return err
+		}
+		lines, err = tx.JobLog(id, after, limit)
+		return err
+	})
+	return lines, err
+}
+
+// CancelJob asks a queued job to end. One that has ended already is answered as it is; one that runs with its caller
+// waiting cannot be cancelled, since it is over in a moment.
+func (c *Center) CancelJob(ctx context.Context, id string) (*spore.Job, error) {
+	var j *spore.Job
+	err := c.store.Update(ctx, func(tx store.Tx) (err error) {
+		if j, err = tx.Job(id); err != nil || !j.Status.Active() {
+			return err
+		}
+		if !queued(j.Operation) {
+			return spore.Errorf(spore.CodeConflict, "%s cannot be cancelled", j.Operation).WithHint("it ends by itself in a moment")
+		}
+		j.CancelAsked = true
+		if j.Status == spore.JobPending {
+			c.finish(j, context.Canceled)
+			if err := c.failTemplate(tx, j); err != nil {
+				return err
+			}
+		}
+		return tx.UpdateJob(j)
+	})
+	if err != nil {
+		return nil, err
+	}
+	if !j.CancelAsked {
+		return j, nil
+	}
+	if err := c.store.CancelWork(ctx, id); err != nil {
+		return nil, err
+	}
+	wait, cancel := context.WithTimeout(ctx, 30*time.Second)
+	defer cancel()
+	err = c.await(wait, func(tx store.Tx) (bool, error) { j, err = tx.Job(id); return err == nil && !j.Status.Active(), err })
+	if err != nil && ctx.Err() == nil && wait.Err() != nil {
+		return j, nil // asked for; it ends at its next safe point
+	}
+	return j, err
+}
+
+func queued(op spore.Operation) bool {
+	return op == spore.OpCreate || op == spore.OpCommit || op == spore.OpFlatten
+}
+
+// WatchJob calls fn with the job and its new log lines, at once and after every change, until the job has ended.
+func (c *Center) WatchJob(ctx context.Context, id string, after int64, fn func(*spore.Job, []spore.LogLine) error) error {
+	const page = 500
+	first, seen := true, spore.Job{}
+	for {
+		changed := c.store.Changes()
+		var j *spore.Job
+		var lines []spore.LogLine
+		err := c.store.View(ctx, func(tx store.Tx) (err error) {
+			if j, err = tx.Job(id); err != nil {
+				return err
+			}
+			lines, err = tx.JobLog(id, after, page)
+			return err
+		})
+		if err != nil {
+			return err
+		}
+		moved := j.Status != seen.Status || j.Phase != seen.Phase || j.Progress != seen.Progress || j.Pull != seen.Pull
+		if first || moved || len(lines) > 0 {
+			if err := fn(j, lines); err != nil {
+				return err
+			}
+			first, seen = false, *j
+		}
+		if len(lines) > 0 {
+			after = lines[len(lines)-1].Seq
+		}
+		if len(lines) == page {
+			continue
+		}
+		if !j.Status.Active() {
+			return nil
+		}
+		select {
+		case <-changed:
+		case <-ctx.Done():
+			return ctx.Err()
+		}
+	}
+}

@@ -1,0 +1,456 @@
+package center
+
+import (
+	"context"
+	"net/http"
+	"slices"
+	"strconv"
+	"time"
+
+	"github.com/sporevm/spore"
+	"github.com/sporevm/spore/internal/store"
+)
+
+// maxTTL bounds the time a sandbox may be given at once.
+const maxTTL = 10 * 365 * 24 * time.Hour
+
+// CreateSandbox thaws a sandbox from a template or snapshot and answers when its agent does.
+func (c *Center) CreateSandbox(ctx context.Context, key Idempotency, req CreateRequest) (*spore.Sandbox, error) {
+	if req.Template == "" {
+		return nil, spore.Invalidf("template", "no template given").WithHint("see which there are: spore template ls")
+	}
+	if err := checkLife(req.TTL, req.OnEnd, req.Env); err != nil {
+		return nil, err
+	}
+	s := c.newSandbox(req.TTL, req.OnEnd, req.Env, req.Labels)
+	replayed := ""
+	err := c.store.Update(ctx, func(tx store.Tx) (err error) {
+		if replayed, err = replay(tx, key); err != nil || replayed != "" {
+			return err
+		}
+		t, err := tx.FindTemplate(req.Template)
+		if err != nil {
+			return err
+		}
+		if err := c.reserve(tx, s, t); err != nil {
+			return err
+		}
+		return c.remember(tx, key, s.ID)
+	})
+	if err != nil {
+		return nil, err
+	}
+	if replayed != "" {
+		return c.settled(ctx, replayed)
+	}
+	return c.launch(ctx, s, req.TTL)
+}
+
+func checkLife(ttl time.Duration, onEnd spore.EndAction, env map[string]string) error {
+	switch {
+	case ttl < 0 || ttl > maxTTL:
+		return spore.Invalidf("ttlSeconds", "%s is out of range", ttl).WithHint("0 for no end, at most ten years")
+	case onEnd != "" && onEnd != spore.EndKill && onEnd != spore.EndPause:
+		return spore.Invalidf("onEnd", "%q is not known", onEnd).WithHint(`"kill" or "pause"`)
+	}
+	list := make([]string, 0, len(env))
+	for k, v := range env {
+		list = append(list, k+"="+v)
+	}
+	return checkEnv("env", list)
+}
+
+func (c *Center) newSandbox(ttl time.Duration, onEnd spore.EndAction, env, labels map[string]string) *spore.Sandbox {
+	if onEnd == "" {
+		onEnd = spore.EndKill
+	}
+	now := c.opt.Now()
+	s := &spore.Sandbox{
+		ID: spore.NewSandboxID(), State: spore.SandboxCreating, NodeID: c.node.ID(), Generation: 1,
+		Env: env, Labels: labels, OnEnd: onEnd, CreatedAt: now, UpdatedAt: now,
+	}
+	if ttl > 0 {
+		s.EndsAt = now.Add(ttl)
+	}
+	return s
+}
+
+// reserve inserts a sandbox that is to stand on t, with its ref, so that t is held before anything is thawed.
+func (c *Center) reserve(tx store.Tx, s *spore.Sandbox, t *spore.Template) error {
+	if err := t.Startable(); err != nil {
+		return err
+	}
+	if err := c.node.Admit(t.Resources); err != nil {
+		return err
+	}
+	s.TemplateID, s.Resources = t.ID, t.Resources
+	if err := tx.InsertSandbox(s); err != nil {
+		return err
+	}
+	return tx.PutRef(c.newRef(s))
+}
+
+func (c *Center) newRef(s *spore.Sandbox) *spore.RuntimeRef {
+	return &spore.RuntimeRef{
+		TemplateID: s.TemplateID, SandboxID: s.ID, NodeID: s.NodeID, Binding: spore.BindingMemoryBacking,
+		SandboxGen: s.Generation, Status: spore.RefReserved, AttachedAt: c.opt.Now(),
+	}
+}
+
+// launch thaws a sandbox whose row and ref stand, and writes how that ended.
+func (c *Center) launch(ctx context.Context, s *spore.Sandbox, ttl time.Duration) (*spore.Sandbox, error) {
+	unlock, err := c.sandboxes.lock(ctx, s.ID)
+	if err != nil {
+		return nil, err
+	}
+	defer unlock()
+	c.opt.Hook("create:reserved")
+	if err := c.node.Start(ctx, s, s.TemplateID); err != nil {
+		return nil, c.giveUp(context.WithoutCancel(ctx), s, err)
+	}
+	c.opt.Hook("create:started")
+	err = c.store.Update(context.WithoutCancel(ctx), func(tx store.Tx) error {
+		now := c.opt.Now()
+		s.State, s.UpdatedAt = spore.SandboxRunning, now
+		if ttl > 0 {
+			s.EndsAt = now.Add(ttl)
+		}
+		if err := tx.UpdateSandbox(s); err != nil {
+			return err
+		}
+		return c.moveRefs(tx, s.ID, s.Generation, "")
+	})
+	if err != nil {
+		return nil, c.giveUp(context.WithoutCancel(ctx), s, err)
+	}
+	return s, nil
+}
+
+// moveRefs makes the reserved ref of one generation the active one and releases the others.
+func (c *Center) moveRefs(tx store.Tx, sandboxID string, generation int, reason string) error {
+	refs, err := tx.Refs("", sandboxID, spore.RefReserved, spore.RefActive)
+	if err != nil {
+		return err
+	}
+	for _, r := range refs {
+		switch {
+		case r.SandboxGen != generation:
+			r.Status, r.Reason, r.ReleasedAt = spore.RefReleased, reason, c.opt.Now()
+		case r.Status == spore.RefReserved:
+			r.Status = spore.RefActive
+		default:
+			continue
+		}
+		if err := tx.PutRef(r); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// releaseAll lets go of everything a sandbox stood on, and answers the ephemeral snapshots that nothing stands on now.
+func (c *Center) releaseAll(tx store.Tx, sandboxID, reason string) error {
+	return c.moveRefs(tx, sandboxID, -1, reason)
+}
+
+// giveUp undoes a create that did not come to pass and answers why. The request's key is forgotten, so that a retry
+// tries again instead of being told of the old failure.
+func (c *Center) giveUp(ctx context.Context, s *spore.Sandbox, cause error) error {
+	if err := c.node.Settle(ctx, s.ID, 0); err != nil {
+		c.log.Error("ending a sandbox that did not start", "sandbox", s.ID, "err", err)
+	}
+	err := c.store.Update(ctx, func(tx store.Tx) error {
+		s.State, s.StateReason, s.UpdatedAt = spore.SandboxKilled, spore.AsError(cause).Message, c.opt.Now()
+		if err := tx.UpdateSandbox(s); err != nil {
+			return err
+		}
+		if err := tx.DropReplay(s.ID); err != nil {
+			return err
+		}
+		return c.releaseAll(tx, s.ID, "create failed")
+	})
+	if err != nil {
+		c.log.Error("recording a sandbox that did not start", "sandbox", s.ID, "err", err)
+	}
+	return cause
+}
+
+// settled waits until a sandbox that another request is creating has come to be, or not.
+func (c *Center) settled(ctx context.Context, id string) (s *spore.Sandbox, err error) {
+	err = c.await(ctx, func(tx store.Tx) (bool, error) {
+		if s, err = tx.Sandbox(id); err != nil {
+			return false, err
+		}
+		return s.State != spore.SandboxCreating, nil
+	})
+	if err != nil {
+		return nil, err
+	}
+	if s.State == spore.SandboxKilled && s.StateReason != "" {
+		return nil, spore.Errorf(spore.CodeConflict, "sandbox %s did not start: %s", id, s.StateReason)
+	}
+	return s, nil
+}
+
+// Sandbox answers one sandbox. A killed one is not found.
+func (c *Center) Sandbox(ctx context.Context, id string) (s *spore.Sandbox, err error) {
+	err = c.store.View(ctx, func(tx store.Tx) error { s, err = liveSandbox(tx, id); return err })
+	return s, err
+}
+
+func liveSandbox(tx store.Tx, id string) (*spore.Sandbox, error) {
+	s, err := tx.Sandbox(id)
+	if err != nil {
+		return nil, err
+	}
+	if s.State == spore.SandboxKilled {
+		return nil, spore.Errorf(spore.CodeNotFound, "sandbox %s is gone", id)
+	}
+	return s, nil
+}
+
+// Sandboxes lists sandboxes, newest first.
+func (c *Center) Sandboxes(ctx context.Context, q SandboxQuery) (list []*spore.Sandbox, next string, err error) {
+	err = c.store.View(ctx, func(tx store.Tx) error {
+		f := store.SandboxFilter{Paging: store.Paging{Limit: q.Limit, After: q.PageToken}, States: q.States, Labels: q.Labels, Killed: q.All}
+		if q.Template != "" {
+			t, err := tx.FindTemplate(q.Template)
+			if err != nil {
+				return err
+			}
+			f.TemplateID = t.ID
+		}
+		var page store.Page
+		list, page, err = tx.Sandboxes(f)
+		next = page.Next
+		return err
+	})
+	return list, next, err
+}
+
+// mustRun refuses to act on a sandbox that does not run; done is the participle of the act.
+func mustRun(s *spore.Sandbox, done string) error {
+	if s.State == spore.SandboxRunning {
+		return nil
+	}
+	e := spore.Errorf(spore.CodeConflict, "sandbox %s is %s and cannot be %s", s.ID, s.State, done)
+	switch s.State {
+	case spore.SandboxPaused:
+		e.Hint = "resume it first: spore sandbox resume " + s.ID
+	case spore.SandboxFailed:
+		e.Message += ": " + s.StateReason
+		e.Hint = "roll it back to a snapshot, or remove it"
+	case spore.SandboxCreating:
+		e.Code, e.Hint = spore.CodeBusy, "try again in a moment"
+	case spore.SandboxKilled:
+		e.Code = spore.CodeNotFound
+	}
+	return e
+}
+
+// KillSandbox ends a sandbox for good.
+func (c *Center) KillSandbox(ctx context.Context, id string) error {
+	unlock, err := c.sandboxes.lock(ctx, id)
+	if err != nil {
+		return err
+	}
+	defer unlock()
+	frozenID := ""
+	err = c.store.Update(ctx, func(tx store.Tx) error {
+		s, err := liveSandbox(tx, id)
+		if err != nil {
+			return err
+		}
+		frozenID, s.FrozenID = s.FrozenID, ""
+		s.State, s.UpdatedAt = spore.SandboxKilled, c.opt.Now()
+		if err := tx.UpdateSandbox(s); err != nil {
+			return err
+		}
+		return c.releaseAll(tx, id, "sandbox killed")
+	})
+	if err != nil {
+		return err
+	}
+	c.opt.Hook("kill:recorded")
+	ctx = context.WithoutCancel(ctx)
+	if frozenID != "" {
+		if err := c.node.Forget(ctx, frozenID); err != nil && !isNotFound(err) {
+			return err
+		}
+	}
+	if err := c.node.Settle(ctx, id, 0); err != nil {
+		return err
+	}
+	return c.dropEphemeral(ctx)
+}
+
+// PauseSandbox freezes a sandbox to disk and gives its memory back.
+func (c *Center) PauseSandbox(ctx context.Context, id string) (*spore.Sandbox, error) {
+	ctx, cancel := context.WithTimeout(ctx, c.opt.OperationTimeout)
+	defer cancel()
+	unlock, err := c.sandboxes.lock(ctx, id)
+	if err != nil {
+		return nil, err
+	}
+	defer unlock()
+	s, err := c.Sandbox(ctx, id)
+	if err != nil {
+		return nil, err
+	}
+	if err := mustRun(s, "paused"); err != nil {
+		return nil, err
+	}
+	frozenID := "pause-" + s.ID + "-" + strconv.Itoa(s.Generation)
+	if _, err := c.node.Suspend(ctx, s, frozenID, s.TemplateID); err != nil {
+		return nil, err
+	}
+	c.opt.Hook("pause:frozen")
+	err = c.store.Update(ctx, func(tx store.Tx) error {
+		if s, err = liveSandbox(tx, id); err != nil {
+			return err
+		}
+		s.State, s.FrozenID, s.UpdatedAt = spore.SandboxPaused, frozenID, c.opt.Now()
+		return tx.UpdateSandbox(s)
+	})
+	if err != nil {
+		back := context.WithoutCancel(ctx)
+		if wake := c.node.Wake(back, id, s.Generation); wake != nil {
+			c.log.Error("waking a sandbox whose pause could not be recorded", "sandbox", id, "err", wake)
+		}
+		if forget := c.node.Forget(back, frozenID); forget != nil {
+			c.log.Error("forgetting a pause that could not be recorded", "sandbox", id, "err", forget)
+		}
+		return nil, err
+	}
+	c.opt.Hook("pause:recorded")
+	return s, c.node.Settle(context.WithoutCancel(ctx), id, 0)
+}
+
+// ResumeSandbox brings a paused sandbox back. ttl, when given, sets its end anew; one that was paused because its time
+// was up, and is given none, has no end.
+func (c *Center) ResumeSandbox(ctx context.Context, id string, ttl *time.Duration) (*spore.Sandbox, error) {
+	if ttl != nil {
+		if err := checkLife(*ttl, "", nil); err != nil {
+			return nil, err
+		}
+	}
+	ctx, cancel := context.WithTimeout(ctx, c.opt.OperationTimeout)
+	defer cancel()
+	unlock, err := c.sandboxes.lock(ctx, id)
+	if err != nil {
+		return nil, err
+	}
+	defer unlock()
+	s, err := c.Sandbox(ctx, id)
+	if err != nil {
+		return nil, err
+	}
+	if s.State != spore.SandboxPaused {
+		return nil, spore.Errorf(spore.CodeConflict, "sandbox %s is %s, not paused", id, s.State)
+	}
+	next := *s
+	next.Generation++
+	err = c.store.Update(ctx, func(tx store.Tx) error { return tx.PutRef(c.newRef(&next)) })
+	if err != nil {
+		return nil, err
+	}
+	if err := c.node.Start(ctx, &next, s.FrozenID); err != nil {
+		return nil, c.dropGeneration(context.WithoutCancel(ctx), s, next.Generation, err)
+	}
+	c.opt.Hook("resume:started")
+	now := c.opt.Now()
+	next.State, next.FrozenID, next.UpdatedAt = spore.SandboxRunning, "", now
+	if ttl != nil && *ttl > 0 {
+		next.EndsAt = now.Add(*ttl)
+	} else if ttl != nil || s.Expired(now) {
+		next.EndsAt = time.Time{}
+	}
+	if err := c.switchTo(ctx, &next, nil); err != nil {
+		return nil, c.dropGeneration(context.WithoutCancel(ctx), s, next.Generation, err)
+	}
+	c.opt.Hook("resume:recorded")
+	if err := c.node.Forget(context.WithoutCancel(ctx), s.FrozenID); err != nil {
+		c.log.Error("forgetting a pause that is over", "sandbox", id, "err", err)
+	}
+	return &next, nil
+}
+
+// switchTo writes that a sandbox is now its next generation, and moves its refs in the same transaction.
+func (c *Center) switchTo(ctx context.Context, next *spore.Sandbox, also func(tx store.Tx) error) error {
+	return c.store.Update(ctx, func(tx store.Tx) error {
+		if _, err := liveSandbox(tx, next.ID); err != nil {
+			return err
+		}
+		if err := tx.UpdateSandbox(next); err != nil {
+			return err
+		}
+		if err := c.moveRefs(tx, next.ID, next.Generation, "switched to another state"); err != nil {
+			return err
+		}
+		if also != nil {
+			return also(tx)
+		}
+		return nil
+	})
+}
+
+// dropGeneration undoes a generation that did not come to pass: the sandbox stays what it was. It answers cause.
+func (c *Center) dropGeneration(ctx context.Context, s *spore.Sandbox, generation int, cause error) error {
+	keep := s.Generation
+	if s.State != spore.SandboxRunning {
+		keep = 0
+	}
+	if err := c.node.Settle(ctx, s.ID, keep); err != nil {
+		c.log.Error("dropping a generation", "sandbox", s.ID, "generation", generation, "err", err)
+	}
+	err := c.store.Update(ctx, func(tx store.Tx) error { return c.moveRefs(tx, s.ID, s.Generation, "did not start") })
+	if err != nil {
+		c.log.Error("releasing a ref", "sandbox", s.ID, "generation", generation, "err", err)
+	}
+	return cause
+}
+
+// ExtendSandbox sets a sandbox's end to ttl from now; 0 is no end.
+func (c *Center) ExtendSandbox(ctx context.Context, id string, ttl time.Duration, onEnd spore.EndAction) (s *spore.Sandbox, err error) {
+	if err := checkLife(ttl, onEnd, nil); err != nil {
+		return nil, err
+	}
+	err = c.store.Update(ctx, func(tx store.Tx) error {
+		if s, err = liveSandbox(tx, id); err != nil {
+			return err
+		}
+		s.EndsAt, s.UpdatedAt = time.Time{}, c.opt.Now()
+		if ttl > 0 {
+			s.EndsAt = s.UpdatedAt.Add(ttl)
+		}
+		if onEnd != "" {
+			s.OnEnd = onEnd
+		}
+		return tx.UpdateSandbox(s)
+	})
+	return s, err
+}
+
+// Agent answers a transport to the agent of a running sandbox.
+func (c *Center) Agent(ctx context.Context, id string) (http.RoundTripper, error) {
+	s, err := c.Sandbox(ctx, id)
+	if err != nil {
+		return nil, err
+	}
+	if err := mustRun(s, "reached"); err != nil {
+		return nil, err
+	}
+	return c.node.Agent(ctx, id, s.Generation)
+}
+
+// SandboxLogs answers the output of the image's own process, or of the guest's console.
+func (c *Center) SandboxLogs(ctx context.Context, id string, console bool, limit int) ([]byte, error) {
+	s, err := c.Sandbox(ctx, id)
+	if err != nil {
+		return nil, err
+	}
+	if !slices.Contains([]spore.SandboxState{spore.SandboxRunning, spore.SandboxFailed}, s.State) {
+		return nil, mustRun(s, "asked for its logs")
+	}
+	return c.node.Logs(ctx, id, s.Generation, console, limit)
+}

@@ -1,0 +1,237 @@
+package center
+
+import (
+	"context"
+	"encoding/json"
+
+	"github.com/sporevm/spore"
+	"github.com/sporevm/spore/internal/store"
+)
+
+// CreateSnapshot captures a running sandbox, which goes on running, and answers when the capture is on disk.
+func (c *Center) CreateSnapshot(ctx context.Context, key Idempotency, sandboxID string, req SnapshotRequest) (*spore.Template, error) {
+	if req.Name != "" {
+		if err := spore.ValidateName("name", req.Name); err != nil {
+			return nil, err
+		}
+	}
+	ctx, cancel := context.WithTimeout(ctx, c.opt.OperationTimeout)
+	defer cancel()
+	unlock, err := c.sandboxes.lock(ctx, sandboxID)
+	if err != nil {
+		return nil, err
+	}
+	defer unlock()
+	return c.snapshot(ctx, key, sandboxID, req, false)
+}
+
+// snapshot is CreateSnapshot for a caller who holds the sandbox's lock.
+func (c *Center) snapshot(ctx context.Context, key Idempotency, sandboxID string, req SnapshotRequest, ephemeral bool) (*spore.Template, error) {
+	t := &spore.Template{
+		ID: spore.NewSnapshotID(), Name: req.Name, Kind: spore.KindSnapshot, Status: spore.TemplateCreating,
+		OriginSandbox: sandboxID, OriginNode: c.node.ID(), Labels: req.Labels, Ephemeral: ephemeral,
+	}
+	j, err := c.newJob(spore.OpSnapshotCreate, spore.KindSnapshot, t.ID, sandboxID, req)
+	if err != nil {
+		return nil, err
+	}
+	c.begin(j, spore.PhaseSnapshotting)
+	t.JobID, t.CreatedAt, t.UpdatedAt = j.ID, c.opt.Now(), c.opt.Now()
+	var s *spore.Sandbox
+	earlier := ""
+	err = c.store.Update(ctx, func(tx store.Tx) (err error) {
+		if earlier, err = replay(tx, key); err != nil {
+			return err
+		}
+		if earlier != "" {
+			t, err = tx.Template(earlier)
+			return err
+		}
+		if s, err = liveSandbox(tx, sandboxID); err != nil {
+			return err
+		}
+		if err := mustRun(s, "snapshotted"); err != nil {
+			return err
+		}
+		if err := c.inherit(tx, t, s); err != nil {
+			return err
+		}
+		if err := c.freeName(tx, t.Name); err != nil {
+			return err
+		}
+		if err := tx.InsertTemplate(t); err != nil {
+			return err
+		}
+		if err := tx.InsertJob(j); err != nil {
+			return err
+		}
+		return c.remember(tx, key, t.ID)
+	})
+	if err != nil || earlier != "" {
+		return t, err
+	}
+	c.opt.Hook("snapshot:recorded")
+	f, err := c.node.Freeze(ctx, s, t.ID, t.ParentID)
+	if err != nil {
+		return nil, c.failDirect(context.WithoutCancel(ctx), j.ID, err)
+	}
+	c.opt.Hook("snapshot:frozen")
+	return c.registerSnapshot(context.WithoutCancel(ctx), j.ID, t.ID, f)
+}
+
+// registerSnapshot writes the end of a capture that is on disk.
+func (c *Center) registerSnapshot(ctx context.Context, jobID, id string, f *spore.Frozen) (t *spore.Template, err error) {
+	err = c.store.Update(ctx, func(tx store.Tx) error {
+		if t, err = tx.Template(id); err != nil {
+			return err
+		}
+		j, err := tx.Job(jobID)
+		if err != nil {
+			return err
+		}
+		t.Status, t.LastError, t.UpdatedAt = spore.TemplateReady, "", c.opt.Now()
+		t.MemoryBytes, t.DiskBytes = f.MemoryBytes, f.DiskBytes
+		if err := tx.UpdateTemplate(t); err != nil {
+			return err
+		}
+		if err := tx.PutReplica(c.replica(t, j.ID, f)); err != nil {
+			return err
+		}
+		if j.Result, err = json.Marshal(map[string]any{
+			"snapshotId": t.ID, "memoryBytes": f.MemoryBytes, "diskBytes": f.DiskBytes,
+			"pausedMicros": f.Paused.Microseconds(), "totalMicros": f.Total.Microseconds(),
+		}); err != nil {
+			return err
+		}
+		c.finish(j, nil)
+		if err := tx.UpdateJob(j); err != nil || f.ChainDepth <= flattenAboveDepth {
+			return err
+		}
+		return c.queueFlatten(tx, t)
+	})
+	return t, err
+}
+
+// queueFlatten asks for the layers of t to be merged in the background.
+func (c *Center) queueFlatten(tx store.Tx, t *spore.Template) error {
+	j, err := c.newJob(spore.OpFlatten, t.Kind, t.ID, "", struct{}{})
+	if err != nil {
+		return err
+	}
+	j.Phase = spore.PhaseRegistering
+	if err := tx.InsertJob(j); err != nil {
+		return err
+	}
+	return tx.Enqueue(j.ID, 2)
+}
+
+// failDirect ends a job whose caller is waiting with the error that the caller gets. The request's key is forgotten, so
+// that a retry tries again.
+func (c *Center) failDirect(ctx context.Context, jobID string, cause error) error {
+	err := c.store.Update(ctx, func(tx store.Tx) error {
+		j, err := tx.Job(jobID)
+		if err != nil || !j.Status.Active() {
+			return err
+		}
+		c.finish(j, cause)
+		if err := tx.UpdateJob(j); err != nil {
+			return err
+		}
+		if err := tx.DropReplay(j.ResourceID); err != nil {
+			return err
+		}
+		return c.failTemplate(tx, j)
+	})
+	if err != nil {
+		c.log.Error("recording the end of a job", "job", jobID, "err", err)
+	}
+	return cause
+}
+
+// Rollback brings a sandbox back to a snapshot: the new VM is made beside the old one, which goes on until the new one
+// answers and the rows have switched. When anything fails the sandbox is what it was.
+func (c *Center) Rollback(ctx context.Context, key Idempotency, sandboxID, snapshotRef string) (*spore.Sandbox, error) {
+	ctx, cancel := context.WithTimeout(ctx, c.opt.OperationTimeout)
+	defer cancel()
+	unlock, err := c.sandboxes.lock(ctx, sandboxID)
+	if err != nil {
+		return nil, err
+	}
+	defer unlock()
+
+	var s *spore.Sandbox
+	var j *spore.Job
+	var next spore.Sandbox
+	earlier := ""
+	err = c.store.Update(ctx, func(tx store.Tx) (err error) {
+		if earlier, err = replay(tx, key); err != nil {
+			return err
+		}
+		if s, err = liveSandbox(tx, sandboxID); err != nil || earlier != "" {
+			return err
+		}
+		if s.State != spore.SandboxRunning && s.State != spore.SandboxFailed {
+			return mustRun(s, "rolled back")
+		}
+		t, err := tx.FindTemplate(snapshotRef)
+		if err != nil {
+			return err
+		}
+		if err := t.Startable(); err != nil {
+			return err
+		}
+		next = *s
+		next.Generation, next.TemplateID, next.Resources = s.Generation+1, t.ID, t.Resources
+		next.State, next.StateReason = spore.SandboxRunning, ""
+		if j, err = c.newJob(spore.OpSnapshotRollback, t.Kind, t.ID, s.ID, map[string]any{"snapshot": snapshotRef, "generation": next.Generation}); err != nil {
+			return err
+		}
+		c.begin(j, spore.PhaseRollbackPreparing)
+		if err := tx.InsertJob(j); err != nil {
+			return err
+		}
+		if err := tx.PutRef(c.newRef(&next)); err != nil {
+			return err
+		}
+		return c.remember(tx, key, j.ID)
+	})
+	if err != nil || earlier != "" {
+		return s, err
+	}
+	c.opt.Hook("rollback:reserved")
+	undo := func(cause error) error {
+		ctx := context.WithoutCancel(ctx)
+		c.dropReplayOf(ctx, j.ID)
+		return c.dropGeneration(ctx, s, next.Generation, c.failDirect(ctx, j.ID, cause))
+	}
+	if err := c.progress(ctx, j.ID, spore.PhaseRollbackDriving, 25, nil); err != nil {
+		return nil, undo(err)
+	}
+	if err := c.node.Start(ctx, &next, next.TemplateID); err != nil {
+		return nil, undo(err)
+	}
+	c.opt.Hook("rollback:started")
+	err = c.switchTo(ctx, &next, func(tx store.Tx) error {
+		now, err := tx.Job(j.ID)
+		if err != nil {
+			return err
+		}
+		c.finish(now, nil)
+		return tx.UpdateJob(now)
+	})
+	if err != nil {
+		return nil, undo(err)
+	}
+	c.opt.Hook("rollback:recorded")
+	ctx = context.WithoutCancel(ctx)
+	if err := c.node.Settle(ctx, next.ID, next.Generation); err != nil {
+		return nil, err
+	}
+	return &next, c.dropEphemeral(ctx)
+}
+
+func (c *Center) dropReplayOf(ctx context.Context, resourceID string) {
+	if err := c.store.Update(ctx, func(tx store.Tx) error { return tx.DropReplay(resourceID) }); err != nil {
+		c.log.Error("forgetting a request", "resource", resourceID, "err", err)
+	}
+}

@@ -1,0 +1,182 @@
+package center
+
+import (
+	"context"
+
+	"github.com/sporevm/spore"
+	"github.com/sporevm/spore/internal/store"
+)
+
+// sandboxExited writes that the VM of a sandbox ended by itself. An exit of a generation that no longer counts is none.
+func (c *Center) sandboxExited(id string, generation int, reason string) {
+	ctx := context.Background()
+	err := c.store.Update(ctx, func(tx store.Tx) error {
+		s, err := tx.Sandbox(id)
+		if err != nil || s.Generation != generation || s.State != spore.SandboxRunning {
+			return err
+		}
+		s.State, s.StateReason, s.UpdatedAt = spore.SandboxFailed, reason, c.opt.Now()
+		return tx.UpdateSandbox(s)
+	})
+	if err != nil && !isNotFound(err) {
+		c.log.Error("recording the end of a VM", "sandbox", id, "err", err)
+	}
+	c.log.Warn("a VM ended by itself", "sandbox", id, "generation", generation, "reason", reason)
+}
+
+// endExpired kills or pauses the sandboxes whose time is up.
+func (c *Center) endExpired(ctx context.Context) error {
+	var due []*spore.Sandbox
+	err := c.store.View(ctx, func(tx store.Tx) (err error) {
+		due, _, err = tx.Sandboxes(store.SandboxFilter{
+			Paging: store.Paging{Limit: 1000}, EndsBefore: c.opt.Now(),
+			States: []spore.SandboxState{spore.SandboxRunning, spore.SandboxPaused, spore.SandboxFailed},
+		})
+		return err
+	})
+	if err != nil {
+		return err
+	}
+	for _, s := range due {
+		if s.OnEnd == spore.EndPause && s.State != spore.SandboxFailed {
+			if s.State == spore.SandboxPaused {
+				continue // its time was up before; it waits to be resumed
+			}
+			_, err = c.PauseSandbox(ctx, s.ID)
+		} else {
+			err = c.KillSandbox(ctx, s.ID)
+		}
+		if err != nil && !isNotFound(err) {
+			c.log.Error("ending a sandbox whose time is up", "sandbox", s.ID, "err", err)
+		}
+	}
+	return c.dropEphemeral(ctx)
+}
+
+// Check looks for damage in rows and bytes. It changes nothing.
+func (c *Center) Check(ctx context.Context, full bool, progress Progress) (*CheckReport, error) {
+	report, err := c.node.Check(ctx, full, progress)
+	if err != nil {
+		return nil, err
+	}
+	ids, err := c.node.FrozenIDs(ctx)
+	if err != nil {
+		return nil, err
+	}
+	there := map[string]bool{}
+	for _, id := range ids {
+		there[id] = true
+	}
+	f := store.TemplateFilter{Paging: store.Paging{Limit: 1000}, Status: spore.TemplateReady, Ephemeral: true}
+	err = c.store.View(ctx, func(tx store.Tx) error {
+		for {
+			list, page, err := tx.Templates(f)
+			if err != nil {
+				return err
+			}
+			for _, t := range list {
+				if !there[t.ID] {
+					report.Problems = append(report.Problems, CheckProblem{
+						Object: t.ID, Kind: "missing", Detail: string(t.Kind) + " " + t.Label() + " is READY, but its frozen state is not on the disk",
+						Hint: "remove it: spore " + string(t.Kind) + " rm " + t.ID,
+					})
+				}
+			}
+			if page.Next == "" {
+				return nil
+			}
+			f.After = page.Next
+		}
+	})
+	return report, err
+}
+
+// CollectGarbage frees the bytes that nothing holds; with dryRun it only says which they are.
+func (c *Center) CollectGarbage(ctx context.Context, dryRun bool) (*GarbageReport, error) {
+	if !dryRun {
+		if err := c.dropEphemeral(ctx); err != nil {
+			return nil, err
+		}
+	}
+	items, err := c.node.Collect(ctx, dryRun)
+	if err != nil {
+		return nil, err
+	}
+	report := &GarbageReport{DryRun: dryRun, Items: items}
+	for _, i := range items {
+		report.Bytes += i.Bytes
+	}
+	return report, nil
+}
+
+// Explain answers what an id is, what it stands on and who holds it.
+func (c *Center) Explain(ctx context.Context, id string) (*Explanation, error) {
+	e := &Explanation{ID: id, StandsOn: []string{}, HeldBy: []string{}, Notes: []string{}}
+	frozenID := ""
+	err := c.store.View(ctx, func(tx store.Tx) error {
+		t, err := tx.FindTemplate(id)
+		if isNotFound(err) {
+			t, err = tx.Template(id) // a tombstone still has a history to tell
+		}
+		if err == nil {
+			frozenID = t.ID
+			return c.explainTemplate(tx, t, e)
+		}
+		if !isNotFound(err) {
+			return err
+		}
+		s, err := tx.Sandbox(id)
+		if err != nil {
+			if isNotFound(err) {
+				return spore.Errorf(spore.CodeNotFound, "there is no template, snapshot or sandbox %q", id)
+			}
+			return err
+		}
+		frozenID = s.FrozenID
+		e.Kind, e.State = "sandbox", string(s.State)
+		e.StandsOn = append(e.StandsOn, s.TemplateID)
+		if s.StateReason != "" {
+			e.Notes = append(e.Notes, s.StateReason)
+		}
+		return nil
+	})
+	if err != nil || frozenID == "" {
+		return e, err
+	}
+	u, err := c.node.Usage(ctx, frozenID)
+	if isNotFound(err) {
+		e.Notes = append(e.Notes, "it has no frozen state on this node")
+		return e, nil
+	}
+	if err != nil {
+		return nil, err
+	}
+	e.ExclusiveBytes, e.SharedBytes, e.ReclaimableBytes = u.ExclusiveBytes, u.SharedBytes, u.ReclaimableBytes
+	e.StandsOn = append(e.StandsOn, u.StandsOn...)
+	e.HeldBy = append(e.HeldBy, u.HeldBy...)
+	return e, nil
+}
+
+func (c *Center) explainTemplate(tx store.Tx, t *spore.Template, e *Explanation) error {
+	e.ID, e.Kind, e.State = t.ID, string(t.Kind), string(t.Status)
+	if t.ParentID != "" {
+		e.StandsOn = append(e.StandsOn, t.ParentID)
+	}
+	refs, err := tx.Refs(t.ID, "", spore.RefReserved, spore.RefActive)
+	if err != nil {
+		return err
+	}
+	for _, r := range refs {
+		e.HeldBy = append(e.HeldBy, r.SandboxID)
+	}
+	switch {
+	case t.Ephemeral:
+		e.Notes = append(e.Notes, "made by a fork; it goes when the last sandbox on it does")
+	case t.Status == spore.TemplateDeleted:
+		e.Notes = append(e.Notes, "deleted; bytes that others need stay until they are gone")
+	}
+	if t.LastError != "" {
+		e.Notes = append(e.Notes, t.LastError)
+	}
+	return nil
+}
