@@ -1,0 +1,75 @@
+package sqlite
+
+import (
+	"context"
+	"database/sql"
+
+	"github.com/sporevm/spore/internal/store/rows"
+)
+
+// dialect is how SQLite spells what databases spell differently.
+var dialect = rows.Dialect{
+	HasLabel: "EXISTS (SELECT 1 FROM json_each(labels) AS label WHERE label.key = ? AND label.value = ?)",
+}
+
+// conn is one transaction as package rows sees it.
+type conn struct {
+	tx *sql.Tx
+	// A statement that is interrupted takes the whole write transaction with it, the work of others included. So in one,
+	// statements run to their end, and a caller's end is noticed between them.
+	uninterrupted bool
+	// Why SQLite has given the transaction up, if it has. Whatever ran after that would be committed on its own.
+	lost error
+}
+
+var _ rows.Conn = (*conn)(nil)
+
+func (c *conn) Exec(ctx context.Context, query string, args ...any) (int64, error) {
+	if c.lost != nil {
+		return 0, c.lost
+	}
+	result, err := c.tx.ExecContext(c.bound(ctx), query, args...)
+	if err != nil {
+		return 0, c.failed(err)
+	}
+	return result.RowsAffected()
+}
+
+func (c *conn) Query(ctx context.Context, query string, args ...any) (rows.Cursor, error) {
+	if c.lost != nil {
+		return nil, c.lost
+	}
+	cursor, err := c.tx.QueryContext(c.bound(ctx), query, args...)
+	if err != nil {
+		return nil, c.failed(err)
+	}
+	return &cursorOf{cursor, c}, nil
+}
+
+func (c *conn) bound(ctx context.Context) context.Context {
+	if c.uninterrupted {
+		return context.WithoutCancel(ctx)
+	}
+	return ctx
+}
+
+// Failed translates err and remembers it when it has cost the transaction.
+func (c *conn) failed(err error) error {
+	if err == nil {
+		return nil
+	}
+	translated := translate(err)
+	if endsTransaction(err) {
+		c.lost = translated
+	}
+	return translated
+}
+
+// cursorOf is a cursor whose errors are translated: SQLite finds some of them only while it walks.
+type cursorOf struct {
+	*sql.Rows
+	conn *conn
+}
+
+func (c *cursorOf) Err() error   { return c.conn.failed(c.Rows.Err()) }
+func (c *cursorOf) Close() error { return c.conn.failed(c.Rows.Close()) }
