@@ -38,6 +38,7 @@ type Center struct {
 	opt   Options
 
 	sandboxes keyedMutex // serialises what happens to one sandbox
+	forking   sync.Map   // ids of snapshots that a fork has made and not yet put to use
 	loops     sync.WaitGroup
 	stop      context.CancelFunc
 }

@@ -34,6 +34,7 @@ func (c *Center) Fork(ctx context.Context, key Idempotency, ref string, req Fork
 	if err != nil {
 		return nil, err
 	}
+	defer c.forking.Delete(from.ID)
 	c.opt.Hook("fork:frozen")
 	j, err := c.newJob(spore.OpFork, from.Kind, from.ID, from.OriginSandbox, req)
 	if err != nil {
@@ -59,6 +60,7 @@ func (c *Center) Fork(ctx context.Context, key Idempotency, ref string, req Fork
 		}
 		return c.remember(tx, key, j.ID)
 	})
+	c.forking.Delete(from.ID)
 	if err != nil {
 		if drop := c.dropEphemeral(context.WithoutCancel(ctx)); drop != nil {
 			c.log.Error("dropping the snapshot of a fork", "snapshot", from.ID, "err", drop)
@@ -109,7 +111,7 @@ func (c *Center) forkSource(ctx context.Context, ref string) (*spore.Template, e
 		return nil, err
 	}
 	defer unlock()
-	return c.snapshot(ctx, Idempotency{}, s.ID, SnapshotRequest{}, true)
+	return c.snapshot(ctx, Idempotency{}, s.ID, SnapshotRequest{}, true) // which marks it as forking
 }
 
 func (c *Center) finishFork(ctx context.Context, jobID string, results []ForkResult) error {
@@ -159,48 +161,66 @@ func (c *Center) replayFork(ctx context.Context, jobID string) ([]ForkResult, er
 
 // dropEphemeral deletes the snapshots that forks made and that nothing stands on any more.
 func (c *Center) dropEphemeral(ctx context.Context) error {
-	var gone []*spore.Template
-	err := c.store.Update(ctx, func(tx store.Tx) error {
-		gone = nil
-		list, _, err := tx.Templates(store.TemplateFilter{Paging: store.Paging{Limit: 1000}, Status: spore.TemplateReady, Ephemeral: true, EphemeralOnly: true})
-		if err != nil {
-			return err
-		}
+	var idle []string
+	err := c.store.View(ctx, func(tx store.Tx) error {
+		f := store.TemplateFilter{Paging: store.Paging{Limit: 1000}, Status: spore.TemplateReady, Ephemeral: true, EphemeralOnly: true}
+		list, _, err := tx.Templates(f)
 		for _, t := range list {
-			refs, err := tx.Refs(t.ID, "", spore.RefReserved, spore.RefActive)
-			if err != nil {
+			if unused, err := c.unused(tx, t); err != nil {
 				return err
+			} else if unused {
+				idle = append(idle, t.ID)
 			}
-			if active, err := tx.ActiveJob(t.ID); err != nil {
-				return err
-			} else if len(refs) > 0 || active != nil || c.opt.Now().Sub(t.CreatedAt) < forkGrace {
-				continue
-			}
-			t.Status, t.UpdatedAt = spore.TemplateDeleting, c.opt.Now()
-			if err := tx.UpdateTemplate(t); err != nil {
-				return err
-			}
-			gone = append(gone, t)
 		}
-		return nil
+		return err
 	})
 	if err != nil {
 		return err
 	}
-	for _, t := range gone {
-		if err := c.node.Forget(ctx, t.ID); err != nil && !isNotFound(err) {
-			return err
-		}
-		err := c.store.Update(ctx, func(tx store.Tx) error {
-			t.Status = spore.TemplateDeleted
-			if err := tx.UpdateTemplate(t); err != nil {
-				return err
-			}
-			return tx.DeleteReplica(t.ID, c.node.ID())
-		})
-		if err != nil {
+	for _, id := range idle {
+		if err := c.dropOne(ctx, id); err != nil {
 			return err
 		}
 	}
 	return nil
+}
+
+// unused says whether nothing stands on a snapshot, nor is about to.
+func (c *Center) unused(tx store.Tx, t *spore.Template) (bool, error) {
+	if _, busy := c.forking.Load(t.ID); busy {
+		return false, nil
+	}
+	refs, err := tx.Refs(t.ID, "", spore.RefReserved, spore.RefActive)
+	if err != nil || len(refs) > 0 {
+		return false, err
+	}
+	active, err := tx.ActiveJob(t.ID)
+	return active == nil, err
+}
+
+func (c *Center) dropOne(ctx context.Context, id string) error {
+	mark := func(from, to spore.TemplateStatus, also func(tx store.Tx, t *spore.Template) (bool, error)) (ok bool, err error) {
+		err = c.store.Update(ctx, func(tx store.Tx) error {
+			t, err := tx.Template(id)
+			if err != nil || t.Status != from {
+				return err
+			}
+			if ok, err = also(tx, t); err != nil || !ok {
+				return err
+			}
+			t.Status, t.UpdatedAt = to, c.opt.Now()
+			return tx.UpdateTemplate(t)
+		})
+		return ok, err
+	}
+	if ok, err := mark(spore.TemplateReady, spore.TemplateDeleting, c.unused); err != nil || !ok {
+		return err
+	}
+	if err := c.node.Forget(ctx, id); err != nil && !isNotFound(err) {
+		return err
+	}
+	_, err := mark(spore.TemplateDeleting, spore.TemplateDeleted, func(tx store.Tx, t *spore.Template) (bool, error) {
+		return true, tx.DeleteReplica(t.ID, c.node.ID())
+	})
+	return err
 }

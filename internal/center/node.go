@@ -56,19 +56,12 @@ type Node interface {
 	Logs(ctx context.Context, sandboxID string, generation int, console bool, limit int) ([]byte, error)
 
 	// Check looks for damage in what the node stores; full reads every byte. It changes nothing.
-	Check(ctx context.Context, full bool, progress Progress) (*CheckReport, error)
+	Check(ctx context.Context, full bool, progress Progress) (*spore.CheckReport, error)
 	// Collect frees what nothing holds: frozen pieces, artifacts that no frozen state and no build uses, image layers.
-	Collect(ctx context.Context, dryRun bool) ([]GarbageItem, error)
+	Collect(ctx context.Context, dryRun bool) ([]spore.GarbageItem, error)
 	// Usage answers what a frozen state keeps on disk and who else holds parts of it.
-	Usage(ctx context.Context, frozenID string) (*Usage, error)
+	Usage(ctx context.Context, frozenID string) (*spore.Usage, error)
 }
 
 // Progress is told how far a long operation has come; total is 0 while it is unknown.
-type Progress func(step string, done, total int64)
-
-// Usage is the exact bytes of a frozen state.
-type Usage struct {
-	ExclusiveBytes, SharedBytes, ReclaimableBytes int64
-	StandsOn                                      []string // pieces, artifact and kernel
-	HeldBy                                        []string // other frozen states and running sandboxes that share pieces
-}
+type Progress = func(step string, done, total int64)

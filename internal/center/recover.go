@@ -4,15 +4,10 @@ import (
 	"context"
 	"encoding/json"
 	"errors"
-	"time"
 
 	"github.com/sporevm/spore"
 	"github.com/sporevm/spore/internal/store"
 )
-
-// forkGrace is how old the snapshot of a fork must be before it can count as unused: between its capture and the
-// reservation of the forks nothing refers to it.
-const forkGrace = time.Minute
 
 // errServerDied is the reason of what a dead server left half done.
 var errServerDied = spore.Errorf(spore.CodeUnreachable, "the server ended before this was done").WithHint("ask again")

@@ -124,37 +124,6 @@ type KernelSource struct {
 	Modules string // a /lib/modules/VERSION tree
 }
 
-// CheckReport lists what is damaged. Empty Problems: all is well.
-type CheckReport struct {
-	Full     bool           `json:"full"`
-	Objects  int            `json:"objects"`
-	Bytes    int64          `json:"bytes"` // read
-	Problems []CheckProblem `json:"problems"`
-}
-
-// CheckProblem is one finding of a check.
-type CheckProblem struct {
-	Object string `json:"object"`
-	Kind   string `json:"kind"` // "damaged", "missing", "orphan", "row"
-	Detail string `json:"detail"`
-	Hint   string `json:"hint"`
-}
-
-// GarbageReport says what was, or would be, freed.
-type GarbageReport struct {
-	DryRun bool          `json:"dryRun"`
-	Bytes  int64         `json:"bytes"`
-	Items  []GarbageItem `json:"items"`
-}
-
-// GarbageItem is one thing that nothing holds any more.
-type GarbageItem struct {
-	ID     string `json:"id"`
-	Kind   string `json:"kind"`
-	Bytes  int64  `json:"bytes"`
-	Reason string `json:"reason"`
-}
-
 // Explanation answers "what is this and why is it still here".
 type Explanation struct {
 	ID               string   `json:"id"`

@@ -26,7 +26,7 @@ func (c *Center) CreateSnapshot(ctx context.Context, key Idempotency, sandboxID 
 }
 
 // snapshot is CreateSnapshot for a caller who holds the sandbox's lock.
-func (c *Center) snapshot(ctx context.Context, key Idempotency, sandboxID string, req SnapshotRequest, ephemeral bool) (*spore.Template, error) {
+func (c *Center) snapshot(ctx context.Context, key Idempotency, sandboxID string, req SnapshotRequest, ephemeral bool) (made *spore.Template, err error) {
 	t := &spore.Template{
 		ID: spore.NewSnapshotID(), Name: req.Name, Kind: spore.KindSnapshot, Status: spore.TemplateCreating,
 		OriginSandbox: sandboxID, OriginNode: c.node.ID(), Labels: req.Labels, Ephemeral: ephemeral,
@@ -36,6 +36,14 @@ func (c *Center) snapshot(ctx context.Context, key Idempotency, sandboxID string
 		return nil, err
 	}
 	c.begin(j, spore.PhaseSnapshotting)
+	if id := t.ID; ephemeral {
+		c.forking.Store(id, true)
+		defer func() {
+			if err != nil {
+				c.forking.Delete(id)
+			}
+		}()
+	}
 	t.JobID, t.CreatedAt, t.UpdatedAt = j.ID, c.opt.Now(), c.opt.Now()
 	var s *spore.Sandbox
 	earlier := ""

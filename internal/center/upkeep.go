@@ -54,7 +54,7 @@ func (c *Center) endExpired(ctx context.Context) error {
 }
 
 // Check looks for damage in rows and bytes. It changes nothing.
-func (c *Center) Check(ctx context.Context, full bool, progress Progress) (*CheckReport, error) {
+func (c *Center) Check(ctx context.Context, full bool, progress Progress) (*spore.CheckReport, error) {
 	report, err := c.node.Check(ctx, full, progress)
 	if err != nil {
 		return nil, err
@@ -76,7 +76,7 @@ func (c *Center) Check(ctx context.Context, full bool, progress Progress) (*Chec
 			}
 			for _, t := range list {
 				if !there[t.ID] {
-					report.Problems = append(report.Problems, CheckProblem{
+					report.Problems = append(report.Problems, spore.CheckProblem{
 						Object: t.ID, Kind: "missing", Detail: string(t.Kind) + " " + t.Label() + " is READY, but its frozen state is not on the disk",
 						Hint: "remove it: spore " + string(t.Kind) + " rm " + t.ID,
 					})
@@ -92,7 +92,7 @@ func (c *Center) Check(ctx context.Context, full bool, progress Progress) (*Chec
 }
 
 // CollectGarbage frees the bytes that nothing holds; with dryRun it only says which they are.
-func (c *Center) CollectGarbage(ctx context.Context, dryRun bool) (*GarbageReport, error) {
+func (c *Center) CollectGarbage(ctx context.Context, dryRun bool) (*spore.GarbageReport, error) {
 	if !dryRun {
 		if err := c.dropEphemeral(ctx); err != nil {
 			return nil, err
@@ -102,7 +102,7 @@ func (c *Center) CollectGarbage(ctx context.Context, dryRun bool) (*GarbageRepor
 	if err != nil {
 		return nil, err
 	}
-	report := &GarbageReport{DryRun: dryRun, Items: items}
+	report := &spore.GarbageReport{DryRun: dryRun, Items: items}
 	for _, i := range items {
 		report.Bytes += i.Bytes
 	}

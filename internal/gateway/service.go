@@ -66,27 +66,26 @@ type Service interface {
 	Info(ctx context.Context) (*Info, error)
 }
 
-
 // The requests and answers of Service, as the center defines them.
 type (
-	Idempotency = center.Idempotency
-	BuildRequest = center.BuildRequest
+	Idempotency     = center.Idempotency
+	BuildRequest    = center.BuildRequest
 	ProcessOverride = center.ProcessOverride
-	CommitRequest = center.CommitRequest
-	CreateRequest = center.CreateRequest
+	CommitRequest   = center.CommitRequest
+	CreateRequest   = center.CreateRequest
 	SnapshotRequest = center.SnapshotRequest
-	ForkRequest = center.ForkRequest
-	ForkResult = center.ForkResult
-	Deletion = center.Deletion
-	TemplateQuery = center.TemplateQuery
-	SandboxQuery = center.SandboxQuery
-	JobQuery = center.JobQuery
-	Kernel = center.Kernel
-	KernelSource = center.KernelSource
-	CheckReport = center.CheckReport
-	CheckProblem = center.CheckProblem
-	GarbageReport = center.GarbageReport
-	GarbageItem = center.GarbageItem
-	Explanation = center.Explanation
-	Info = center.Info
+	ForkRequest     = center.ForkRequest
+	ForkResult      = center.ForkResult
+	Deletion        = center.Deletion
+	TemplateQuery   = center.TemplateQuery
+	SandboxQuery    = center.SandboxQuery
+	JobQuery        = center.JobQuery
+	Kernel          = center.Kernel
+	KernelSource    = center.KernelSource
+	CheckReport     = spore.CheckReport
+	CheckProblem    = spore.CheckProblem
+	GarbageReport   = spore.GarbageReport
+	GarbageItem     = spore.GarbageItem
+	Explanation     = center.Explanation
+	Info            = center.Info
 )

@@ -61,7 +61,8 @@ type Tx interface {
 	Job(id string) (*spore.Job, error)
 	UpdateJob(j *spore.Job) error
 	Jobs(f JobFilter) ([]*spore.Job, Page, error)
-	// ActiveJob is the job that is under way on a resource, nil when there is none.
+	// ActiveJob is the job that is changing a resource, nil when there is none: there is at most one. FORK and
+	// SNAPSHOT_ROLLBACK only read their resource; they do not count, and any number may be active.
 	ActiveJob(resourceID string) (*spore.Job, error)
 	AppendJobLog(jobID string, line spore.LogLine) error
 	JobLog(jobID string, after int64, limit int) ([]spore.LogLine, error)

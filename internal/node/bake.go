@@ -1,0 +1,205 @@
+package node
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"path/filepath"
+	"strings"
+	"time"
+
+	"github.com/sporevm/spore"
+	"github.com/sporevm/spore/internal/frozen"
+	"github.com/sporevm/spore/internal/guest"
+	"github.com/sporevm/spore/internal/vmm"
+)
+
+// bootTimeout bounds the time from power-on to the agent's first answer. Software emulation on a busy machine takes
+// tens of seconds.
+const bootTimeout = 5 * time.Minute
+
+// Bake boots a template, waits until it is ready and freezes it under its id.
+func (n *Node) Bake(ctx context.Context, t *spore.Template, note func(string)) (*spore.Frozen, error) {
+	if f, err := n.Frozen(ctx, t.ID); !isNotFound(err) {
+		return f, err
+	}
+	bundle, err := n.opt.Kernels.Get(t.KernelID)
+	if err != nil {
+		return nil, err
+	}
+	shape := frozen.Shape{
+		VCPUs: t.Resources.VCPUs, MemoryMiB: t.Resources.MemoryMiB, Kernel: bundle.ID, Artifact: t.ArtifactID,
+		Drives: []frozen.Drive{{ID: "rootfs", ReadOnly: true}, {ID: "disk"}}, Engine: frozen.Engine(n.info),
+		AgentVersion: bundle.AgentVersion, KernelVersion: bundle.KernelVersion,
+	}
+	id := newMachineID()
+	if err := n.cap.take(ctx, id, shape.MemoryMiB); err != nil {
+		return nil, err
+	}
+	defer n.cap.give(id)
+	draft, err := n.opt.Frozen.Begin(ctx, frozen.Spec{ID: t.ID, Kind: frozen.KindTemplate, Shape: shape})
+	if err != nil {
+		return nil, err
+	}
+	defer draft.Discard()
+	m, err := n.boot(ctx, id, shape, draft.BaseMemoryPath(), int64(t.Resources.DiskMiB)*mib)
+	if err != nil {
+		return nil, err
+	}
+	defer func() {
+		if err := n.end(context.WithoutCancel(ctx), m); err != nil {
+			n.log.Error("ending a template's VM", "vm", m.id, "err", err)
+		}
+	}()
+	if err := n.prepare(ctx, m, t, note); err != nil {
+		return nil, err
+	}
+	note("freezing")
+	start := time.Now()
+	if _, err := draft.CaptureBoot(ctx, m.vm, filepath.Join(n.machineDir(id), diskFile)); err != nil {
+		return nil, err
+	}
+	m.ending.Store(true)
+	if err := m.vm.Kill(ctx); err != nil {
+		return nil, err
+	}
+	manifest, err := draft.Commit(ctx)
+	if err != nil {
+		return nil, err
+	}
+	f := facts(manifest)
+	f.Paused, f.Total = draft.Timings().Paused, time.Since(start)
+	return f, nil
+}
+
+// boot starts a VM with a blank disk. On error nothing is left.
+func (n *Node) boot(ctx context.Context, id string, shape frozen.Shape, memory string, diskBytes int64) (_ *machine, err error) {
+	o := owner{Shape: shape}
+	if o.Config, err = n.config(ctx, id, shape, memory); err != nil {
+		return nil, err
+	}
+	defer func() {
+		if err != nil {
+			if clear := n.clear(id); clear != nil {
+				n.log.Error("clearing after a failed boot", "vm", id, "err", clear)
+			}
+		}
+	}()
+	dir, err := n.makeDir(id, o)
+	if err != nil {
+		return nil, err
+	}
+	if err := n.opt.Images.CloneBlankDisk(ctx, diskBytes, filepath.Join(dir, diskFile)); err != nil {
+		return nil, err
+	}
+	vm, err := n.opt.Engine.Boot(ctx, o.Config)
+	if err != nil {
+		return nil, err
+	}
+	return &machine{id: id, node: n, vm: vm, owner: o}, nil
+}
+
+// prepare brings a booted VM to where its template is ready to be frozen.
+func (n *Node) prepare(ctx context.Context, m *machine, t *spore.Template, note func(string)) error {
+	note("booting")
+	start := time.Now()
+	bootCtx, cancel := context.WithTimeout(ctx, bootTimeout)
+	defer cancel()
+	a, err := m.connectWhileAlive(bootCtx)
+	if err != nil {
+		return m.unreached(err, "the guest did not boot")
+	}
+	note(fmt.Sprintf("the agent answered after %s", time.Since(start).Round(time.Millisecond)))
+	if err := a.Configure(ctx, guest.Config{Process: t.Process}); err != nil {
+		return m.unreached(err, "the guest did not take its configuration")
+	}
+	if err := m.ready(ctx, a, t.Readiness, note); err != nil {
+		return err
+	}
+	if err := a.Quiesce(ctx); err != nil {
+		return m.unreached(err, "the guest did not settle")
+	}
+	return nil
+}
+
+// connectWhileAlive is connect, given up as soon as the VM has ended.
+func (m *machine) connectWhileAlive(ctx context.Context) (*guest.Agent, error) {
+	ctx, cancel := context.WithCancelCause(ctx)
+	defer cancel(nil)
+	go func() {
+		select {
+		case <-m.vm.Done():
+			cancel(fmt.Errorf("the hypervisor ended: %v", m.vm.Err()))
+		case <-ctx.Done():
+		}
+	}()
+	a, err := m.connect(ctx)
+	if err != nil && context.Cause(ctx) != nil {
+		err = errors.Join(context.Cause(ctx), err)
+	}
+	return a, err
+}
+
+// ready waits for a template's readiness probe. One that never passes is answered with what the guest said last.
+func (m *machine) ready(ctx context.Context, a *guest.Agent, r spore.Readiness, note func(string)) error {
+	timeout := r.Timeout
+	if timeout == 0 {
+		timeout = spore.DefaultReadinessTimeout
+	}
+	probeCtx, cancel := context.WithTimeout(ctx, timeout)
+	defer cancel()
+	note("waiting for readiness: " + r.String())
+	start := time.Now()
+	var last error
+	for {
+		last = a.Ready(probeCtx, guest.Probe(r))
+		if last == nil {
+			note(fmt.Sprintf("ready after %s", time.Since(start).Round(time.Millisecond)))
+			return nil
+		}
+		select {
+		case <-probeCtx.Done():
+		case <-m.vm.Done():
+			return m.unreached(m.vm.Err(), "the guest ended before it was ready")
+		case <-time.After(200 * time.Millisecond):
+			continue
+		}
+		break
+	}
+	if ctx.Err() != nil {
+		return ctx.Err()
+	}
+	e := spore.Invalidf("readiness", "the probe (%s) did not pass within %s: %v", r, timeout, last).WithCause(last).
+		WithHint("give it more time, or look at what the guest says below")
+	logCtx, cancelLogs := context.WithTimeout(ctx, 5*time.Second)
+	defer cancelLogs()
+	if out, err := a.Logs(logCtx, 4<<10); err == nil && len(out) > 0 {
+		e.Message += "\nthe image's process said last:\n" + lastLines(string(out), 10)
+	}
+	if tail := consoleTail(m.vm); tail != "" {
+		e.Message += "\nthe console's last lines:\n" + tail
+	}
+	return e
+}
+
+func consoleTail(vm vmm.VM) string {
+	raw, err := vm.Console(2 << 10)
+	if err != nil {
+		return ""
+	}
+	return lastLines(string(raw), 10)
+}
+
+// lastLines is the end of a text that a guest wrote, made fit to print.
+func lastLines(text string, n int) string {
+	text = strings.Map(func(r rune) rune {
+		if r == '\n' || r >= ' ' && r != 0x7f && !(r >= 0x80 && r < 0xa0) {
+			return r
+		}
+		return -1
+	}, text)
+	lines := strings.Split(strings.TrimSpace(text), "\n")
+	return strings.Join(lines[max(0, len(lines)-n):], "\n")
+}
+
+func isNotFound(err error) bool { return spore.CodeOf(err) == spore.CodeNotFound }

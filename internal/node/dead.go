@@ -1,0 +1,52 @@
+package node
+
+import (
+	"context"
+	"errors"
+	"io"
+	"io/fs"
+	"net"
+	"os"
+	"path/filepath"
+
+	"github.com/sporevm/spore"
+	"github.com/sporevm/spore/internal/vmm"
+)
+
+// deadVM stands for a VM whose process ended while no server was there to see it.
+type deadVM struct{ dir string }
+
+var errDead = spore.Errorf(spore.CodeConflict, "the VM has ended")
+
+var ended = func() chan struct{} { c := make(chan struct{}); close(c); return c }()
+
+func (deadVM) PID() int                                           { return 0 }
+func (deadVM) State() vmm.State                                   { return vmm.StateExited }
+func (deadVM) Pause(context.Context) error                        { return errDead }
+func (deadVM) Resume(context.Context) error                       { return errDead }
+func (deadVM) SaveState(context.Context, *os.File) error          { return errDead }
+func (deadVM) Memory() (vmm.Memory, error)                        { return nil, errDead }
+func (deadVM) DialPort(context.Context, string) (net.Conn, error) { return nil, errDead }
+func (deadVM) Shutdown(context.Context) error                     { return errDead }
+func (deadVM) Kill(context.Context) error                         { return nil }
+func (deadVM) Done() <-chan struct{}                              { return ended }
+func (deadVM) Err() error                                         { return errDead }
+func (deadVM) Release() error                                     { return nil }
+
+// Console reads what the guest wrote while it lived. Engines keep it in a file of this name.
+func (d deadVM) Console(limit int) ([]byte, error) {
+	f, err := os.Open(filepath.Join(d.dir, "console.log"))
+	if errors.Is(err, fs.ErrNotExist) {
+		return nil, nil
+	}
+	if err != nil {
+		return nil, err
+	}
+	defer f.Close()
+	size, err := f.Seek(0, io.SeekEnd)
+	if err != nil {
+		return nil, err
+	}
+	from := max(0, size-int64(limit))
+	return io.ReadAll(io.NewSectionReader(f, from, size-from))
+}

@@ -1,0 +1,140 @@
+// Package node is what one machine does: it builds artifacts, boots and freezes templates, thaws sandboxes, captures
+// them, and keeps watch over their VMs.
+//
+// A VM lives in a directory of its own, vms/VMID, whose owner file says which sandbox and generation it is. That file and
+// the VM's process are all there is to know about a running VM, so a server that starts anew finds everything by
+// reading them. The owner file is written before the process starts and removed after it has ended.
+package node
+
+import (
+	"context"
+	"fmt"
+	"log/slog"
+	"os"
+	"path/filepath"
+	"sync"
+
+	"github.com/sporevm/spore"
+	"github.com/sporevm/spore/internal/frozen"
+	"github.com/sporevm/spore/internal/image"
+	"github.com/sporevm/spore/internal/kernel"
+	"github.com/sporevm/spore/internal/vmm"
+)
+
+// Options say what a node is made of.
+type Options struct {
+	ID      string
+	DataDir string // absolute; must exist
+	Engine  vmm.Engine
+	Images  *image.Store
+	Kernels *kernel.Store
+	Frozen  *frozen.Store
+	Logger  *slog.Logger
+	// Pool is how many thawed VMs are kept ready for each template that is in use. 0 keeps none.
+	Pool int
+	// Overcommit is how many times the machine's memory may be promised to sandboxes, which share most of it. Default 4.
+	Overcommit float64
+}
+
+// Node is one machine's rooms and VMs. Its methods may be called from many goroutines.
+type Node struct {
+	opt  Options
+	log  *slog.Logger
+	info vmm.Info
+	cap  *capacity
+	pool *pool
+
+	mu       sync.Mutex
+	machines map[string]*machine // by vmid, those that are or may become a sandbox's
+	onExit   func(sandboxID string, generation int, reason string)
+}
+
+// Open makes a node of its parts. It asks the engine what it can do here, which may take as long as a bounded boot.
+func Open(ctx context.Context, opt Options) (*Node, error) {
+	if opt.Logger == nil {
+		opt.Logger = slog.Default()
+	}
+	if opt.Overcommit == 0 {
+		opt.Overcommit = 4
+	}
+	info, err := opt.Engine.Probe(ctx)
+	if err != nil {
+		return nil, err
+	}
+	for _, dir := range []string{"vms", "tmp"} {
+		if err := os.MkdirAll(filepath.Join(opt.DataDir, dir), 0o711); err != nil {
+			return nil, err
+		}
+	}
+	limits, err := newCapacity(opt.DataDir, opt.Overcommit)
+	if err != nil {
+		return nil, err
+	}
+	n := &Node{opt: opt, log: opt.Logger, info: info, cap: limits, machines: map[string]*machine{}, onExit: func(string, int, string) {}}
+	n.pool = newPool(n, opt.Pool)
+	return n, nil
+}
+
+// ID is the node's name.
+func (n *Node) ID() string { return n.opt.ID }
+
+// Engine says what the hypervisor is and can do here.
+func (n *Node) Engine() vmm.Info { return n.info }
+
+// OnExit registers what to call when a VM of a sandbox ended by itself. Call it before Recover.
+func (n *Node) OnExit(fn func(sandboxID string, generation int, reason string)) { n.onExit = fn }
+
+// Close lets go of the sandboxes, which go on running, and ends the VMs that are nobody's yet.
+func (n *Node) Close(ctx context.Context) error {
+	n.pool.close(ctx)
+	n.mu.Lock()
+	defer n.mu.Unlock()
+	for _, m := range n.machines {
+		m.release()
+	}
+	n.machines = map[string]*machine{}
+	return nil
+}
+
+func (n *Node) path(elem ...string) string {
+	return filepath.Join(append([]string{n.opt.DataDir}, elem...)...)
+}
+
+// machine answers the VM that is a generation of a sandbox.
+func (n *Node) machine(sandboxID string, generation int) (*machine, error) {
+	n.mu.Lock()
+	defer n.mu.Unlock()
+	for _, m := range n.machines {
+		if m.owner.Sandbox == sandboxID && m.owner.Generation == generation {
+			return m, nil
+		}
+	}
+	return nil, spore.Errorf(spore.CodeConflict, "the VM of sandbox %s is not running", sandboxID)
+}
+
+func (n *Node) add(m *machine) {
+	n.mu.Lock()
+	n.machines[m.id] = m
+	n.mu.Unlock()
+	go n.watch(m)
+}
+
+// watch reports a VM that ends without having been told to. Its directory stays, since its console may say why, until
+// Settle clears it away.
+func (n *Node) watch(m *machine) {
+	<-m.vm.Done()
+	if m.ending.Load() {
+		return
+	}
+	n.mu.Lock()
+	sandbox, generation := m.owner.Sandbox, m.owner.Generation
+	n.mu.Unlock()
+	if sandbox == "" {
+		return
+	}
+	reason := "the guest powered off"
+	if err := m.vm.Err(); err != nil {
+		reason = fmt.Sprintf("the hypervisor ended: %v", err)
+	}
+	n.onExit(sandbox, generation, reason)
+}

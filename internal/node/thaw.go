@@ -1,0 +1,218 @@
+package node
+
+import (
+	"context"
+	"path/filepath"
+	"slices"
+	"time"
+
+	"github.com/sporevm/spore"
+	"github.com/sporevm/spore/internal/frozen"
+	"github.com/sporevm/spore/internal/guest"
+	"github.com/sporevm/spore/internal/vmm"
+)
+
+// greetTimeout bounds how long a thawed guest may take to answer. A thaw takes a fraction of a second; a machine that is
+// busy with a hundred others takes longer.
+const greetTimeout = 2 * time.Minute
+
+// Start brings up one generation of a sandbox from a frozen state: out of the pool when it has one ready, else by a thaw.
+func (n *Node) Start(ctx context.Context, s *spore.Sandbox, frozenID string) error {
+	if m := n.pool.take(frozenID); m != nil {
+		err := n.claim(ctx, m, s)
+		if err == nil {
+			n.pool.used(frozenID)
+			return nil
+		}
+		n.log.Warn("a VM of the pool was not fit for use", "vm", m.id, "err", err)
+		if err := n.end(context.WithoutCancel(ctx), m); err != nil {
+			return err
+		}
+	}
+	m, err := n.thaw(ctx, frozenID, owner{Sandbox: s.ID, Generation: s.Generation}, s)
+	if err != nil {
+		return err
+	}
+	n.add(m)
+	n.pool.used(frozenID)
+	return nil
+}
+
+// claim makes a VM of the pool a sandbox's: the owner file says so first, then the guest gets its new identity.
+func (n *Node) claim(ctx context.Context, m *machine, s *spore.Sandbox) error {
+	o := m.owner
+	o.Sandbox, o.Generation = s.ID, s.Generation
+	if err := writeOwner(n.machineDir(m.id), o); err != nil {
+		return err
+	}
+	if err := m.vm.Resume(ctx); err != nil {
+		return err
+	}
+	if err := m.greet(ctx, s); err != nil {
+		return err
+	}
+	n.mu.Lock()
+	m.owner = o
+	n.mu.Unlock()
+	return nil
+}
+
+// thaw starts a VM from a frozen state and greets its agent. s is nil for a VM that will wait in the pool. The machine
+// is not registered yet. On error nothing is left.
+func (n *Node) thaw(ctx context.Context, frozenID string, o owner, s *spore.Sandbox) (_ *machine, err error) {
+	img, err := n.opt.Frozen.OpenImage(ctx, frozenID)
+	if err != nil {
+		return nil, err
+	}
+	defer img.Close()
+	shape := img.Manifest.Shape
+	if err := n.fits(shape, frozenID); err != nil {
+		return nil, err
+	}
+	id := newMachineID()
+	if err := n.cap.take(ctx, id, shape.MemoryMiB); err != nil {
+		return nil, err
+	}
+	done := n.cap.starting(ctx)
+	if done == nil {
+		n.cap.give(id)
+		return nil, spore.Errorf(spore.CodeBusy, "too many sandboxes are starting").WithCause(ctx.Err()).WithHint("try again in a moment")
+	}
+	defer done()
+
+	o.FrozenID, o.Shape = frozenID, shape
+	if o.Config, err = n.config(ctx, id, shape, img.BaseMemory); err != nil {
+		n.cap.give(id)
+		return nil, err
+	}
+	var vm vmm.VM
+	defer func() {
+		if err == nil {
+			return
+		}
+		if vm != nil {
+			err = joinKill(err, vm.Kill(context.WithoutCancel(ctx)))
+		}
+		if clear := n.clear(id); clear != nil {
+			n.log.Error("clearing after a failed thaw", "vm", id, "err", clear)
+		}
+		n.cap.give(id)
+	}()
+	dir, err := n.makeDir(id, o)
+	if err != nil {
+		return nil, err
+	}
+	if err := n.opt.Frozen.Pin(id, img.Manifest); err != nil {
+		return nil, err
+	}
+	if err := img.CloneDisk(ctx, filepath.Join(dir, diskFile)); err != nil {
+		return nil, err
+	}
+	if vm, err = n.opt.Engine.Thaw(ctx, o.Config, img.VM); err != nil {
+		return nil, err
+	}
+	if err := vm.Resume(ctx); err != nil {
+		return nil, err
+	}
+	m := &machine{id: id, node: n, vm: vm, owner: o}
+	if err := m.greet(ctx, s); err != nil {
+		m.closeAgent()
+		return nil, err
+	}
+	return m, nil
+}
+
+// fits says whether a frozen state can be thawed by what this node runs.
+func (n *Node) fits(shape frozen.Shape, frozenID string) error {
+	e := shape.Engine
+	switch {
+	case e.Engine != n.info.Engine:
+		return spore.Errorf(spore.CodeStale, "%s was frozen by %s; this node runs %s", frozenID, e.Engine, n.info.Engine)
+	case e.StateFormat != n.info.StateFormat:
+		return spore.Errorf(spore.CodeStale, "%s was frozen under %s; this node's device state is %s", frozenID, e.StateFormat, n.info.StateFormat).
+			WithHint("build the template again, or run the %s that froze it", e.Engine)
+	}
+	return nil
+}
+
+// config is the VM that a shape describes, with this node's paths.
+func (n *Node) config(ctx context.Context, id string, shape frozen.Shape, memory string) (vmm.Config, error) {
+	bundle, err := n.opt.Kernels.Get(shape.Kernel)
+	if err != nil {
+		return vmm.Config{}, err
+	}
+	rootfs, err := n.opt.Images.Path(ctx, shape.Artifact)
+	if err != nil {
+		return vmm.Config{}, err
+	}
+	dir := n.machineDir(id)
+	return vmm.Config{
+		ID: id, Dir: dir, VCPUs: shape.VCPUs, MemoryMiB: shape.MemoryMiB,
+		Kernel: bundle.VmlinuzPath(), Initrd: bundle.InitrdPath(), Cmdline: shape.Cmdline, Memory: memory,
+		Drives: []vmm.Drive{
+			{ID: "rootfs", Path: rootfs, ReadOnly: true},
+			{ID: "disk", Path: filepath.Join(dir, diskFile)},
+		},
+	}, nil
+}
+
+// greet waits for the agent and gives the guest an identity of its own: that of s, or a passing one for the pool.
+func (m *machine) greet(ctx context.Context, s *spore.Sandbox) error {
+	ctx, cancel := context.WithTimeout(ctx, greetTimeout)
+	defer cancel()
+	a, err := m.connect(ctx)
+	if err == nil {
+		_, err = a.Greet(ctx, identity(s))
+	}
+	if err != nil {
+		return m.unreached(err, "the agent of a thawed guest did not answer")
+	}
+	return nil
+}
+
+func identity(s *spore.Sandbox) guest.Identity {
+	if s == nil {
+		return guest.NewIdentity("", nil)
+	}
+	env := make([]string, 0, len(s.Env))
+	for k, v := range s.Env {
+		env = append(env, k+"="+v)
+	}
+	slices.Sort(env)
+	return guest.NewIdentity(s.ID, env)
+}
+
+// joinKill keeps the reason of a failure when ending what had been started fails as well.
+func joinKill(cause, kill error) error {
+	if kill == nil {
+		return cause
+	}
+	return spore.Errorf(spore.CodeOf(cause), "%s", spore.AsError(cause).Message).WithCause(kill)
+}
+
+// Settle ends every generation of a sandbox but keep, running or dead.
+func (n *Node) Settle(ctx context.Context, sandboxID string, keep int) error {
+	n.mu.Lock()
+	var gone []*machine
+	for _, m := range n.machines {
+		if m.owner.Sandbox == sandboxID && (keep == 0 || m.owner.Generation != keep) {
+			gone = append(gone, m)
+		}
+	}
+	n.mu.Unlock()
+	for _, m := range gone {
+		if err := n.end(ctx, m); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// Wake lets a VM that Suspend held still run on.
+func (n *Node) Wake(ctx context.Context, sandboxID string, generation int) error {
+	m, err := n.machine(sandboxID, generation)
+	if err != nil {
+		return err
+	}
+	return m.vm.Resume(ctx)
+}
