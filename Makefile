@@ -1,0 +1,77 @@
+# `make` alone lists what there is.
+
+SHELL       := /bin/bash
+.SHELLFLAGS := -euo pipefail -c
+.DEFAULT_GOAL := help
+MAKEFLAGS   += --no-print-directory
+
+export GOFLAGS := -buildvcs=false
+# The path where other builds of the tree put their binaries must not end up in ours.
+BUILD := CGO_ENABLED=0 go build -trimpath
+TOOLS := $(CURDIR)/.cache/tools
+STATICCHECK := $(TOOLS)/staticcheck-v0.8.2
+DEPGUARD    := $(TOOLS)/depguard-v2.3.0
+EMBEDDED    := internal/kernel/initbin/files/spore-init.gz
+
+.PHONY: help
+help: ## list the targets
+	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sort -s -k1,1 | awk -F ':.*## ' '{printf "  make %-10s %s\n", $$1, $$2}'
+
+.PHONY: deps
+deps: ## install the Debian packages that are missing
+	@.ci/deps
+
+.PHONY: build
+build: deps ## build bin/spore and bin/spore-init
+	@mkdir -p bin
+	@GOOS=linux GOARCH=amd64 $(BUILD) -ldflags='-s -w' -o bin/spore-init ./cmd/spore-init
+	@gzip -9nc bin/spore-init >bin/spore-init.gz
+	@cmp -s bin/spore-init.gz $(EMBEDDED) || cp bin/spore-init.gz $(EMBEDDED)
+	@rm bin/spore-init.gz
+	@$(BUILD) -ldflags='-s -w' -o bin/spore ./cmd/spore
+
+.PHONY: test
+test: build lint testbed ## everything: lint, unit and VM tests, KVM lab
+	go test -race -timeout 20m ./...
+	@$(MAKE) lab
+
+.PHONY: lint
+lint: $(STATICCHECK) $(DEPGUARD) ## gofmt, vet, staticcheck, and the floors of the house
+	@unformatted=$$(git ls-files -co --exclude-standard '*.go' | xargs gofmt -l); \
+	  [ -z "$$unformatted" ] || { echo "not formatted:"; echo "$$unformatted"; exit 1; }
+	go vet ./...
+	go vet -tags lab ./lab
+	$(STATICCHECK) ./...
+	$(DEPGUARD) -test=false ./...
+
+.PHONY: testbed
+testbed: deps ## make the guest kernel and images that the tests use
+	@echo "making what the tests run on (kept in .cache/testbed)"
+	@go test -timeout 20m ./internal/testbed
+
+.PHONY: demo
+demo: build ## from an image to forked and committed sandboxes, with times
+	@demo/run.sh
+
+.PHONY: bench
+bench: build ## measure, beside the floors, into bench/results
+	@bench/run.sh
+
+.PHONY: lab
+lab: build ## the engine and one lifecycle on a KVM that works
+	go test -tags lab -count=1 -timeout 20m -v ./lab
+
+.PHONY: fuzz
+fuzz: ## every fuzz target for FUZZTIME (5s)
+	@.ci/fuzz $(or $(FUZZTIME),5s)
+
+.PHONY: clean
+clean: ## remove what was built and cached
+	rm -rf bin .cache $(EMBEDDED)
+
+# Tools are kept apart from go.mod, so that they decide nothing about what Spore is built from.
+$(TOOLS)/staticcheck-%:
+	@GOBIN=$(TOOLS)/new go install honnef.co/go/tools/cmd/staticcheck@$* && mv $(TOOLS)/new/staticcheck $@
+
+$(TOOLS)/depguard-%:
+	@GOBIN=$(TOOLS)/new go install github.com/OpenPeeDeeP/depguard/v2/cmd/depguard@$* && mv $(TOOLS)/new/depguard $@
