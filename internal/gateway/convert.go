@@ -1,0 +1,163 @@
+package gateway
+
+import (
+	"cmp"
+	"time"
+
+	"github.com/sporevm/spore"
+	"github.com/sporevm/spore/api"
+)
+
+// each converts a list; the wire knows empty lists but no null.
+func each[N, W any](nouns []*N, convert func(*N) W) []W {
+	out := make([]W, 0, len(nouns))
+	for _, n := range nouns {
+		out = append(out, convert(n))
+	}
+	return out
+}
+
+func list(s []string) []string {
+	if s == nil {
+		return []string{}
+	}
+	return s
+}
+
+func dict(m map[string]string) map[string]string {
+	if m == nil {
+		return map[string]string{}
+	}
+	return m
+}
+
+func buildRequest(b *api.BuildRequest) BuildRequest {
+	return BuildRequest{
+		Name:      b.Name,
+		Image:     b.Image,
+		Insecure:  b.Insecure,
+		Resources: spore.Resources{VCPUs: b.VCPUs, MemoryMiB: b.MemoryMiB, DiskMiB: b.DiskMiB},
+		Process: ProcessOverride{
+			Entrypoint: b.Process.Entrypoint, Cmd: b.Process.Cmd, Env: b.Process.Env, User: b.Process.User, WorkDir: b.Process.WorkDir,
+		},
+		Readiness: spore.Readiness{
+			Command: b.Readiness.Command, TCPPort: b.Readiness.TCPPort, HTTPPath: b.Readiness.HTTPPath, HTTPPort: b.Readiness.HTTPPort,
+			// Bounded before it is multiplied; what is out of range stays out of range.
+			Timeout: time.Duration(min(max(b.Readiness.TimeoutSeconds, -1), 1<<30)) * time.Second,
+		},
+		EgressCA: []byte(b.EgressCA),
+		KernelID: b.KernelID,
+		Labels:   b.Labels,
+	}
+}
+
+func template(t *spore.Template) api.Template {
+	return api.Template{
+		ID: t.ID, Name: t.Name, Kind: t.Kind, Status: t.Status,
+		Image:      api.Image{Reference: t.Image.Reference, Digest: t.Image.Digest, Platform: t.Image.Platform},
+		ArtifactID: t.ArtifactID,
+		KernelID:   t.KernelID,
+		EgressCA:   api.EgressCA{Baked: t.EgressCA.Baked, Fingerprint: t.EgressCA.Fingerprint, TargetsWritten: t.EgressCA.TargetsWritten},
+		VCPUs:      t.Resources.VCPUs, MemoryMiB: t.Resources.MemoryMiB, DiskMiB: t.Resources.DiskMiB,
+		Process: api.Process{
+			Entrypoint: list(t.Process.Entrypoint), Cmd: list(t.Process.Cmd), Env: list(t.Process.Env),
+			User: t.Process.User, WorkDir: t.Process.WorkDir, StopSignal: t.Process.StopSignal,
+		},
+		Readiness: api.Readiness{
+			Command: t.Readiness.Command, TCPPort: t.Readiness.TCPPort, HTTPPath: t.Readiness.HTTPPath, HTTPPort: t.Readiness.HTTPPort,
+			TimeoutSeconds: int64(t.Readiness.Timeout / time.Second),
+		},
+		ParentID: t.ParentID, OriginSandbox: t.OriginSandbox, OriginNode: t.OriginNode, Ephemeral: t.Ephemeral, Labels: dict(t.Labels),
+		MemoryBytes: t.MemoryBytes, DiskBytes: t.DiskBytes, LastError: t.LastError, JobID: t.JobID,
+		CreatedAt: t.CreatedAt.UTC(), UpdatedAt: t.UpdatedAt.UTC(),
+	}
+}
+
+func lineage(t *spore.Template) api.LineageEntry {
+	return api.LineageEntry{
+		ID: t.ID, Name: t.Name, Kind: t.Kind, Status: t.Status, ParentID: t.ParentID, OriginSandbox: t.OriginSandbox,
+		Ephemeral: t.Ephemeral, Labels: dict(t.Labels), CreatedAt: t.CreatedAt.UTC(),
+	}
+}
+
+func deletion(d *Deletion) api.Deletion {
+	return api.Deletion{ID: d.ID, DryRun: d.DryRun, HeldBy: list(d.HeldBy), FreesBytes: d.FreesBytes, RetainBytes: d.RetainBytes}
+}
+
+func sandbox(s *spore.Sandbox) api.Sandbox {
+	return api.Sandbox{
+		ID: s.ID, State: s.State, StateReason: s.StateReason, TemplateID: s.TemplateID, NodeID: s.NodeID, Generation: s.Generation,
+		VCPUs: s.Resources.VCPUs, MemoryMiB: s.Resources.MemoryMiB, DiskMiB: s.Resources.DiskMiB,
+		Labels: dict(s.Labels), Env: dict(s.Env), Cold: s.Cold,
+		CreatedAt: s.CreatedAt.UTC(), UpdatedAt: s.UpdatedAt.UTC(), EndsAt: utc(s.EndsAt), OnEnd: cmp.Or(s.OnEnd, spore.EndKill),
+	}
+}
+
+// utc keeps the zero time, which is left out on the wire.
+func utc(t time.Time) time.Time {
+	if t.IsZero() {
+		return time.Time{}
+	}
+	return t.UTC()
+}
+
+func job(j *spore.Job) api.Job {
+	out := api.Job{
+		ID: j.ID, Operation: j.Operation, ResourceType: j.ResourceType, ResourceID: j.ResourceID, SandboxID: j.SandboxID,
+		Status: j.Status, Phase: j.Phase, Progress: min(max(j.Progress, 0), 100), Attempt: j.AttemptNo, RetryOfJobID: j.RetryOfJobID,
+		Request: j.Request, Result: j.Result, CancelRequested: j.CancelAsked,
+		CreatedAt: j.CreatedAt.UTC(), StartedAt: utc(j.StartedAt), FinishedAt: utc(j.FinishedAt),
+	}
+	if j.Pull != (spore.PullProgress{}) {
+		out.Pull = &api.PullProgress{
+			BytesTotal: j.Pull.BytesTotal, BytesDone: j.Pull.BytesDone, LayersTotal: j.Pull.LayersTotal, LayersDone: j.Pull.LayersDone,
+			BytesPerSecond: j.Pull.BytesPerSecond,
+		}
+	}
+	if e := j.Error; e != nil {
+		out.Error = wireError(&spore.Error{Code: e.Code, Message: e.Message, Field: e.Field, Hint: e.Hint})
+	}
+	return out
+}
+
+func logLine(l spore.LogLine) api.LogLine {
+	return api.LogLine{Seq: l.Seq, Time: l.Time.UTC(), Level: l.Level, Message: l.Message}
+}
+
+func kernel(k *Kernel) api.Kernel {
+	return api.Kernel{
+		ID: k.ID, KernelVersion: k.KernelVersion, AgentVersion: k.AgentVersion, Bytes: k.Bytes, Default: k.Default, InUseBy: k.InUseBy,
+		CreatedAt: k.CreatedAt.UTC(),
+	}
+}
+
+func checkReport(r *CheckReport) api.CheckReport {
+	out := api.CheckReport{Full: r.Full, Objects: r.Objects, Bytes: r.Bytes, Problems: make([]api.CheckProblem, 0, len(r.Problems))}
+	for _, p := range r.Problems {
+		out.Problems = append(out.Problems, api.CheckProblem{Object: p.Object, Kind: p.Kind, Detail: p.Detail, Hint: p.Hint})
+	}
+	return out
+}
+
+func garbageReport(g *GarbageReport) api.GarbageReport {
+	out := api.GarbageReport{DryRun: g.DryRun, Bytes: g.Bytes, Items: make([]api.GarbageItem, 0, len(g.Items))}
+	for _, i := range g.Items {
+		out.Items = append(out.Items, api.GarbageItem{ID: i.ID, Kind: i.Kind, Bytes: i.Bytes, Reason: i.Reason})
+	}
+	return out
+}
+
+func explanation(e *Explanation) api.Explanation {
+	return api.Explanation{
+		ID: e.ID, Kind: e.Kind, State: e.State, StandsOn: list(e.StandsOn), HeldBy: list(e.HeldBy), ExclusiveBytes: e.ExclusiveBytes,
+		SharedBytes: e.SharedBytes, ReclaimableBytes: e.ReclaimableBytes, Notes: list(e.Notes),
+	}
+}
+
+func info(i *Info) api.Info {
+	return api.Info{
+		Version: i.Version, NodeID: i.NodeID, DataDir: i.DataDir, Engine: i.Engine, EngineVersion: i.EngineVersion, Accel: i.Accel,
+		AccelReason: i.AccelReason, Running: i.Running, MemoryMiB: i.MemoryMiB, MemoryInUseMiB: i.MemoryInUse,
+		DiskFreeBytes: i.DiskFreeBytes, PoolReady: i.PoolReady,
+	}
+}

@@ -1,0 +1,377 @@
+package gatewaytest
+
+import (
+	"context"
+	"fmt"
+	"slices"
+	"time"
+
+	"github.com/sporevm/spore"
+	"github.com/sporevm/spore/internal/gateway"
+)
+
+func (s *Service) KillSandbox(_ context.Context, id string) error {
+	if err := s.enter("KillSandbox"); err != nil {
+		return err
+	}
+	defer s.mu.Unlock()
+	b, err := s.find(id)
+	if err != nil {
+		return err
+	}
+	b.State = spore.SandboxKilled
+	return nil
+}
+
+// change alters a sandbox under the lock.
+func (s *Service) change(method, id string, f func(*spore.Sandbox) error) (*spore.Sandbox, error) {
+	if err := s.enter(method); err != nil {
+		return nil, err
+	}
+	defer s.mu.Unlock()
+	b, err := s.find(id)
+	if err != nil {
+		return nil, err
+	}
+	if err := f(b); err != nil {
+		return nil, err
+	}
+	return clone(b), nil
+}
+
+func move(b *spore.Sandbox, to spore.SandboxState) error {
+	if b.State == to {
+		return spore.Errorf(spore.CodeConflict, "sandbox %s is %s already", b.ID, to)
+	}
+	if err := spore.SandboxTransitions.Check("sandbox "+b.ID, b.State, to); err != nil {
+		return err
+	}
+	b.State = to
+	return nil
+}
+
+func (s *Service) PauseSandbox(_ context.Context, id string) (*spore.Sandbox, error) {
+	return s.change("PauseSandbox", id, func(b *spore.Sandbox) error { return move(b, spore.SandboxPaused) })
+}
+
+func (s *Service) ResumeSandbox(_ context.Context, id string, ttl *time.Duration) (*spore.Sandbox, error) {
+	return s.change("ResumeSandbox", id, func(b *spore.Sandbox) error {
+		if ttl != nil && *ttl > 0 {
+			b.EndsAt = Start.Add(*ttl)
+		}
+		b.Generation++
+		return move(b, spore.SandboxRunning)
+	})
+}
+
+func (s *Service) ExtendSandbox(_ context.Context, id string, ttl time.Duration, onEnd spore.EndAction) (*spore.Sandbox, error) {
+	return s.change("ExtendSandbox", id, func(b *spore.Sandbox) error {
+		b.EndsAt = time.Time{}
+		if ttl > 0 {
+			b.EndsAt = Start.Add(ttl)
+		}
+		if onEnd != "" {
+			b.OnEnd = onEnd
+		}
+		return nil
+	})
+}
+
+func (s *Service) SandboxLogs(_ context.Context, id string, console bool, limit int) ([]byte, error) {
+	if err := s.enter("SandboxLogs"); err != nil {
+		return nil, err
+	}
+	defer s.mu.Unlock()
+	if _, err := s.find(id); err != nil {
+		return nil, err
+	}
+	out := []byte("serving on :8080\n")
+	if console {
+		out = []byte("[    0.000000] Linux version 6.1\n")
+	}
+	return out[max(0, len(out)-limit):], nil
+}
+
+func (s *Service) CreateSnapshot(_ context.Context, key gateway.Idempotency, id string, req gateway.SnapshotRequest) (*spore.Template, error) {
+	if err := s.enter("CreateSnapshot"); err != nil {
+		return nil, err
+	}
+	defer s.mu.Unlock()
+	if made, err := s.once(key); err != nil || made != "" {
+		if err != nil {
+			return nil, err
+		}
+		return s.template(made)
+	}
+	b, err := s.running(id)
+	if err != nil {
+		return nil, err
+	}
+	t, _, err := s.addTemplate(&spore.Template{Name: req.Name, Kind: spore.KindSnapshot, ParentID: b.TemplateID, OriginSandbox: id, Labels: req.Labels}, spore.OpSnapshotCreate)
+	if err != nil {
+		return nil, err
+	}
+	b.TemplateID = t.ID
+	s.keep(key, t.ID)
+	return t, nil
+}
+
+func (s *Service) Rollback(_ context.Context, _ gateway.Idempotency, id, ref string) (*spore.Sandbox, error) {
+	return s.change("Rollback", id, func(b *spore.Sandbox) error {
+		t, err := s.template(ref)
+		if err != nil {
+			return err
+		}
+		b.TemplateID = t.ID
+		b.Generation++
+		return nil
+	})
+}
+
+func (s *Service) Fork(_ context.Context, _ gateway.Idempotency, ref string, req gateway.ForkRequest) ([]gateway.ForkResult, error) {
+	if err := s.enter("Fork"); err != nil {
+		return nil, err
+	}
+	defer s.mu.Unlock()
+	from := ""
+	if b, err := s.running(ref); err == nil {
+		from = b.TemplateID
+	} else if t, err := s.template(ref); err == nil {
+		from = t.ID
+	} else {
+		return nil, spore.Errorf(spore.CodeNotFound, "there is no sandbox or snapshot %q", ref)
+	}
+	var out []gateway.ForkResult
+	for i := range req.Count {
+		if s.Fail != nil {
+			if err := s.Fail(fmt.Sprintf("Fork/%d", i)); err != nil {
+				out = append(out, gateway.ForkResult{Err: spore.AsError(err)})
+				continue
+			}
+		}
+		out = append(out, gateway.ForkResult{Sandbox: clone(s.addSandbox(from, req.TTL, req.OnEnd, req.Env, req.Labels))})
+	}
+	return out, nil
+}
+
+func (s *Service) job(id string) (*spore.Job, error) {
+	for _, j := range s.jobs {
+		if j.ID == id {
+			return clone(j), nil
+		}
+	}
+	return nil, spore.Errorf(spore.CodeNotFound, "there is no job %q", id).WithHint("spore job ls")
+}
+
+// end ends a job; the lock is held.
+func (s *Service) end(j *spore.Job, err error) {
+	j.FinishedAt, j.Progress, j.Status, j.Phase = Start.Add(time.Second), 100, spore.JobReady, spore.PhaseReady
+	status := spore.TemplateReady
+	if err != nil {
+		e := spore.AsError(err)
+		j.Status, j.Error, status = spore.JobFailed, &spore.JobError{Code: e.Code, Message: e.Message, Hint: e.Hint}, spore.TemplateFailed
+		if e.Code == spore.CodeCanceled {
+			j.Status = spore.JobCancelled
+		}
+	}
+	for _, t := range s.templates {
+		if t.ID == j.ResourceID {
+			t.Status = status
+		}
+	}
+	s.notify()
+}
+
+// EndJob ends the job with that id, well or with err.
+func (s *Service) EndJob(id string, err error) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	for _, j := range s.jobs {
+		if j.ID == id {
+			s.end(j, err)
+		}
+	}
+}
+
+// Log adds a line to a job's log and sets its progress.
+func (s *Service) Log(id string, progress int, message string) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	for _, j := range s.jobs {
+		if j.ID == id {
+			j.Progress = progress
+			s.logs[id] = append(s.logs[id], spore.LogLine{Seq: int64(len(s.logs[id]) + 1), Time: Start, Level: "info", Message: message})
+			s.notify()
+		}
+	}
+}
+
+func (s *Service) Job(_ context.Context, id string) (*spore.Job, error) {
+	if err := s.enter("Job"); err != nil {
+		return nil, err
+	}
+	defer s.mu.Unlock()
+	return s.job(id)
+}
+
+func (s *Service) Jobs(_ context.Context, q gateway.JobQuery) ([]*spore.Job, string, error) {
+	if err := s.enter("Jobs"); err != nil {
+		return nil, "", err
+	}
+	defer s.mu.Unlock()
+	var found []*spore.Job
+	for _, j := range s.jobs {
+		if len(q.Statuses) > 0 && !slices.Contains(q.Statuses, j.Status) || q.Operation != "" && j.Operation != q.Operation ||
+			q.Resource != "" && j.ResourceID != q.Resource || q.Sandbox != "" && j.SandboxID != q.Sandbox {
+			continue
+		}
+		found = append(found, clone(j))
+	}
+	return page(found, q.Limit, q.PageToken)
+}
+
+func (s *Service) CancelJob(_ context.Context, id string) (*spore.Job, error) {
+	if err := s.enter("CancelJob"); err != nil {
+		return nil, err
+	}
+	defer s.mu.Unlock()
+	for _, j := range s.jobs {
+		if j.ID == id {
+			if !j.Status.Active() {
+				return nil, spore.Errorf(spore.CodeConflict, "job %s has ended", id)
+			}
+			j.CancelAsked = true
+			s.end(j, spore.Errorf(spore.CodeCanceled, "canceled"))
+		}
+	}
+	return s.job(id)
+}
+
+func (s *Service) JobLog(_ context.Context, id string, after int64, limit int) ([]spore.LogLine, error) {
+	if err := s.enter("JobLog"); err != nil {
+		return nil, err
+	}
+	defer s.mu.Unlock()
+	if _, err := s.job(id); err != nil {
+		return nil, err
+	}
+	lines := s.linesAfter(id, after)
+	return lines[:min(limit, len(lines))], nil
+}
+
+func (s *Service) linesAfter(id string, after int64) []spore.LogLine {
+	all := s.logs[id]
+	return slices.Clone(all[min(after, int64(len(all))):])
+}
+
+func (s *Service) WatchJob(ctx context.Context, id string, after int64, fn func(*spore.Job, []spore.LogLine) error) error {
+	if err := s.enter("WatchJob"); err != nil {
+		return err
+	}
+	for {
+		j, err := s.job(id)
+		lines := s.linesAfter(id, after)
+		changed := s.changed
+		s.mu.Unlock()
+		if err != nil {
+			return err
+		}
+		if len(lines) > 0 {
+			after = lines[len(lines)-1].Seq
+		}
+		if err := fn(j, lines); err != nil {
+			return err
+		}
+		if !j.Status.Active() {
+			return nil
+		}
+		select {
+		case <-ctx.Done():
+			return ctx.Err()
+		case <-changed:
+		}
+		s.mu.Lock()
+	}
+}
+
+func (s *Service) Kernels(context.Context) ([]gateway.Kernel, error) {
+	if err := s.enter("Kernels"); err != nil {
+		return nil, err
+	}
+	defer s.mu.Unlock()
+	return slices.Clone(s.kernels), nil
+}
+
+func (s *Service) InstallKernel(_ context.Context, _ gateway.KernelSource, progress func(string, int64, int64)) (*gateway.Kernel, error) {
+	if err := s.enter("InstallKernel"); err != nil {
+		return nil, err
+	}
+	defer s.mu.Unlock()
+	progress("download", 0, 100)
+	progress("download", 100, 100)
+	if s.Fail != nil {
+		if err := s.Fail("InstallKernel/unpack"); err != nil {
+			return nil, err
+		}
+	}
+	progress("unpack", 1, 1)
+	k := gateway.Kernel{ID: s.id(spore.KernelPrefix, 24), KernelVersion: "6.1.0-33-cloud-amd64", AgentVersion: "0.1.0", Bytes: 21 << 20, CreatedAt: Start}
+	s.kernels = append(s.kernels, k)
+	return &k, nil
+}
+
+func (s *Service) RemoveKernel(_ context.Context, id string) error {
+	if err := s.enter("RemoveKernel"); err != nil {
+		return err
+	}
+	defer s.mu.Unlock()
+	for i, k := range s.kernels {
+		if k.ID == id {
+			s.kernels = slices.Delete(s.kernels, i, i+1)
+			return nil
+		}
+	}
+	return spore.Errorf(spore.CodeNotFound, "there is no kernel %q", id)
+}
+
+func (s *Service) Check(_ context.Context, full bool, progress func(string, int64, int64)) (*gateway.CheckReport, error) {
+	if err := s.enter("Check"); err != nil {
+		return nil, err
+	}
+	defer s.mu.Unlock()
+	progress("layers", 1, 2)
+	progress("layers", 2, 2)
+	r := &gateway.CheckReport{Full: full, Objects: 2, Bytes: 4096}
+	if s.Fail != nil && s.Fail("Check/problem") != nil {
+		r.Problems = []gateway.CheckProblem{{Object: "rfs-000000000000000000000001", Kind: "damaged", Detail: "frame 12 does not match its checksum", Hint: "build the template again"}}
+	}
+	return r, nil
+}
+
+func (s *Service) CollectGarbage(_ context.Context, dryRun bool) (*gateway.GarbageReport, error) {
+	if err := s.enter("CollectGarbage"); err != nil {
+		return nil, err
+	}
+	defer s.mu.Unlock()
+	return &gateway.GarbageReport{DryRun: dryRun, Bytes: 1 << 20, Items: []gateway.GarbageItem{{ID: "rfs-000000000000000000000009", Kind: "artifact", Bytes: 1 << 20, Reason: "no template uses it"}}}, nil
+}
+
+func (s *Service) Explain(_ context.Context, id string) (*gateway.Explanation, error) {
+	if err := s.enter("Explain"); err != nil {
+		return nil, err
+	}
+	defer s.mu.Unlock()
+	t, err := s.template(id)
+	if err != nil {
+		return nil, err
+	}
+	return &gateway.Explanation{ID: t.ID, Kind: string(t.Kind), State: string(t.Status), StandsOn: []string{t.ArtifactID}, ExclusiveBytes: 25 << 20, SharedBytes: 70 << 20, ReclaimableBytes: 25 << 20}, nil
+}
+
+func (s *Service) Info(context.Context) (*gateway.Info, error) {
+	if err := s.enter("Info"); err != nil {
+		return nil, err
+	}
+	defer s.mu.Unlock()
+	return &gateway.Info{Version: "0.1.0", NodeID: "local", DataDir: "/var/lib/spore", Engine: "qemu", EngineVersion: "7.2.22", Accel: "tcg", AccelReason: "no KVM here", Running: len(s.sandboxes), MemoryMiB: 16384, MemoryInUse: 512, DiskFreeBytes: 1 << 37}, nil
+}

@@ -1,0 +1,163 @@
+package gateway
+
+import (
+	"bytes"
+	"context"
+	"time"
+
+	"github.com/sporevm/spore"
+	"github.com/sporevm/spore/api"
+)
+
+const (
+	defaultLogBytes = 1 << 20
+	maxLogBytes     = 16 << 20
+	maxForks        = 1000
+)
+
+func (n *native) CreateSandbox(ctx context.Context, r api.CreateSandboxRequestObject) (api.CreateSandboxResponseObject, error) {
+	key, err := n.idempotency(ctx, r.Params.IdempotencyKey)
+	if err != nil {
+		return nil, err
+	}
+	life, err := n.lifetime(r.Body.TTLSeconds, r.Body.OnEnd)
+	if err != nil {
+		return nil, err
+	}
+	s, err := n.svc.CreateSandbox(ctx, key, CreateRequest{
+		Template: r.Body.Template, TTL: life, OnEnd: r.Body.OnEnd, Env: r.Body.Env, Labels: r.Body.Labels,
+	})
+	if err != nil {
+		return nil, err
+	}
+	return api.CreateSandbox201JSONResponse(sandbox(s)), nil
+}
+
+func (n *native) ListSandboxes(ctx context.Context, r api.ListSandboxesRequestObject) (api.ListSandboxesResponseObject, error) {
+	p := r.Params
+	if err := oneOf("state", spore.SandboxTransitions, p.State...); err != nil {
+		return nil, err
+	}
+	q := SandboxQuery{States: p.State, Template: p.Template, All: p.All, PageToken: p.PageToken}
+	var err error
+	if q.Limit, err = pageLimit(p.Limit); err != nil {
+		return nil, err
+	}
+	if q.Labels, err = labelFilter(p.Label); err != nil {
+		return nil, err
+	}
+	found, next, err := n.svc.Sandboxes(ctx, q)
+	if err != nil {
+		return nil, err
+	}
+	return api.ListSandboxes200JSONResponse{Sandboxes: each(found, sandbox), NextPageToken: next}, nil
+}
+
+func (n *native) GetSandbox(ctx context.Context, r api.GetSandboxRequestObject) (api.GetSandboxResponseObject, error) {
+	s, err := n.svc.Sandbox(ctx, r.ID)
+	if err != nil {
+		return nil, err
+	}
+	return api.GetSandbox200JSONResponse(sandbox(s)), nil
+}
+
+func (n *native) DeleteSandbox(ctx context.Context, r api.DeleteSandboxRequestObject) (api.DeleteSandboxResponseObject, error) {
+	if err := n.svc.KillSandbox(ctx, r.ID); err != nil {
+		return nil, err
+	}
+	return api.DeleteSandbox204Response{}, nil
+}
+
+func (n *native) PauseSandbox(ctx context.Context, r api.PauseSandboxRequestObject) (api.PauseSandboxResponseObject, error) {
+	s, err := n.svc.PauseSandbox(ctx, r.ID)
+	if err != nil {
+		return nil, err
+	}
+	return api.PauseSandbox200JSONResponse(sandbox(s)), nil
+}
+
+func (n *native) ResumeSandbox(ctx context.Context, r api.ResumeSandboxRequestObject) (api.ResumeSandboxResponseObject, error) {
+	var life *time.Duration
+	if r.Body != nil && r.Body.TTLSeconds != nil {
+		d, err := ttl(*r.Body.TTLSeconds)
+		if err != nil {
+			return nil, err
+		}
+		life = &d
+	}
+	s, err := n.svc.ResumeSandbox(ctx, r.ID, life)
+	if err != nil {
+		return nil, err
+	}
+	return api.ResumeSandbox200JSONResponse(sandbox(s)), nil
+}
+
+func (n *native) ExtendSandbox(ctx context.Context, r api.ExtendSandboxRequestObject) (api.ExtendSandboxResponseObject, error) {
+	life, err := n.lifetime(r.Body.TTLSeconds, r.Body.OnEnd)
+	if err != nil {
+		return nil, err
+	}
+	s, err := n.svc.ExtendSandbox(ctx, r.ID, life, r.Body.OnEnd)
+	if err != nil {
+		return nil, err
+	}
+	return api.ExtendSandbox200JSONResponse(sandbox(s)), nil
+}
+
+func (n *native) GetSandboxLogs(ctx context.Context, r api.GetSandboxLogsRequestObject) (api.GetSandboxLogsResponseObject, error) {
+	limit, err := inRange("limit", r.Params.Limit, defaultLogBytes, maxLogBytes)
+	if err != nil {
+		return nil, err
+	}
+	out, err := n.svc.SandboxLogs(ctx, r.ID, r.Params.Console, limit)
+	if err != nil {
+		return nil, err
+	}
+	return api.GetSandboxLogs200ApplicationOctetStreamResponse{Body: bytes.NewReader(out), ContentLength: int64(len(out))}, nil
+}
+
+func (n *native) RollbackSandbox(ctx context.Context, r api.RollbackSandboxRequestObject) (api.RollbackSandboxResponseObject, error) {
+	key, err := n.idempotency(ctx, r.Params.IdempotencyKey)
+	if err != nil {
+		return nil, err
+	}
+	s, err := n.svc.Rollback(ctx, key, r.ID, r.Body.Snapshot)
+	if err != nil {
+		return nil, err
+	}
+	return api.RollbackSandbox200JSONResponse(sandbox(s)), nil
+}
+
+func (n *native) Fork(ctx context.Context, r api.ForkRequestObject) (api.ForkResponseObject, error) {
+	key, err := n.idempotency(ctx, r.Params.IdempotencyKey)
+	if err != nil {
+		return nil, err
+	}
+	life, err := n.lifetime(r.Body.TTLSeconds, r.Body.OnEnd)
+	if err != nil {
+		return nil, err
+	}
+	count, err := inRange("count", r.Body.Count, 1, maxForks)
+	if err != nil {
+		return nil, err
+	}
+	forks, err := n.svc.Fork(ctx, key, r.Body.Source, ForkRequest{
+		Count: count, TTL: life, OnEnd: r.Body.OnEnd, Env: r.Body.Env, Labels: r.Body.Labels,
+	})
+	if err != nil {
+		return nil, err
+	}
+	out := api.Fork201JSONResponse{Forks: make([]api.ForkResult, 0, len(forks))}
+	for _, f := range forks {
+		var result api.ForkResult
+		if f.Err != nil {
+			shown := shownError(ctx, f.Err)
+			result.Error = &shown
+		} else {
+			s := sandbox(f.Sandbox)
+			result.Sandbox = &s
+		}
+		out.Forks = append(out.Forks, result)
+	}
+	return out, nil
+}
