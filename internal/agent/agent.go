@@ -1,0 +1,55 @@
+// Package agent is what runs inside a sandbox on behalf of its host: it starts commands, moves files, and gives a thawed
+// sandbox an identity of its own.
+package agent
+
+import (
+	"net/http"
+
+	"github.com/sporevm/spore/api/process/processconnect"
+)
+
+// Options are what an Agent needs of the machine it runs in.
+type Options struct {
+	Reaper *Reaper // starts and reaps every process
+	System System  // what only root in a guest may do
+
+	// Poweroff begins an orderly power-off and returns at once. It is called at most once.
+	Poweroff func(PoweroffRequest)
+
+	// LogFile is where the output of the image's own command is kept beside memory; none when empty.
+	LogFile string
+}
+
+// Agent serves one sandbox.
+type Agent struct {
+	reaper    *Reaper
+	system    System
+	poweroff  func(PoweroffRequest)
+	settings  settings
+	processes table
+	entry     entrypoint
+	watchers  watchers
+}
+
+// New makes an Agent. It knows nothing of the image until it is configured.
+func New(o Options) *Agent {
+	a := &Agent{reaper: o.Reaper, system: o.System, poweroff: o.Poweroff}
+	a.processes.byPID = map[int]*Process{}
+	a.entry.log = newLog(o.LogFile)
+	return a
+}
+
+// Handler serves the agent's HTTP interface: the services that users reach through the gateway, and internal routes
+// that only the host may use.
+func (a *Agent) Handler() http.Handler {
+	mux := http.NewServeMux()
+	mux.Handle(processconnect.NewProcessHandler(processService{a}))
+	mux.HandleFunc("GET /health", func(w http.ResponseWriter, _ *http.Request) { w.WriteHeader(http.StatusNoContent) })
+	mux.HandleFunc("POST /configure", a.serveConfigure)
+	mux.HandleFunc("POST /init", a.serveInit)
+	mux.HandleFunc("POST /quiesce", a.serveQuiesce)
+	mux.HandleFunc("POST /poweroff", a.servePoweroff)
+	mux.HandleFunc("GET /status", a.serveStatus)
+	mux.HandleFunc("GET /logs", a.serveLogs)
+	return mux
+}
