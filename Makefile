@@ -58,8 +58,8 @@ bench: build ## measure, beside the floors, into bench/results
 	@bench/run.sh
 
 .PHONY: lab
-lab: build ## the engine and one lifecycle on a KVM that works
-	go test -tags lab -count=1 -timeout 20m -v ./lab
+lab: build ## the engine and one lifecycle on a KVM that works (STEPS=kvm,engine,lifecycle)
+	go test -tags lab -count=1 -timeout 20m -v ./lab -steps='$(STEPS)'
 
 .PHONY: fuzz
 fuzz: ## every fuzz target for FUZZTIME (5s)

@@ -158,11 +158,15 @@ var sporeInit = struct {
 	path string
 }{}
 
-// SporeInit builds spore-init from the checkout and returns its path. The path differs for each content.
+// SporeInit builds spore-init from the checkout and returns its path. The path differs for each content. SPORE_TEST_INIT
+// names one that was returned before, for test binaries that were carried to a machine without the checkout.
 func SporeInit(t testing.TB) string {
 	t.Helper()
 	sporeInit.Lock()
 	defer sporeInit.Unlock()
+	if sporeInit.path == "" {
+		sporeInit.path = os.Getenv("SPORE_TEST_INIT")
+	}
 	if sporeInit.path == "" {
 		sporeInit.path = buildStatic(t, "spore-init", "./cmd/spore-init")
 	}

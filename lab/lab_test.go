@@ -1,0 +1,266 @@
+//go:build lab
+
+package lab
+
+import (
+	"bufio"
+	"bytes"
+	"context"
+	"crypto/sha256"
+	"encoding/hex"
+	"errors"
+	"flag"
+	"fmt"
+	"io"
+	"io/fs"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"slices"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/sporevm/spore/internal/kernel"
+	"github.com/sporevm/spore/internal/testbed"
+)
+
+const (
+	// outerMiB is enough for the outer guest and a few small sandboxes in it.
+	outerMiB = 3072
+	// bound ends a lab that hangs. A sound one takes a few minutes.
+	bound = 15 * time.Minute
+	// packages are what the outer guest needs to run sandboxes.
+	packages = "qemu-system-x86,busybox-static,kmod,e2fsprogs,procps"
+	recipe   = "1" // another number makes the outer root anew
+)
+
+// steps run in the outer guest, in this order. Each has a script, and loads what the script wants into the cargo.
+var steps = []struct {
+	name, script string
+	load         func(t *testing.T, c cargo)
+}{
+	{"kvm", "kvm.sh", func(*testing.T, cargo) {}},
+	{"engine", "engine.sh", loadEngine},
+	{"lifecycle", "lifecycle.sh", loadLifecycle},
+}
+
+var only = flag.String("steps", "", "the steps to run, such as kvm,engine; all when empty")
+
+func chosen(step string) bool {
+	return *only == "" || slices.Contains(strings.Split(*only, ","), step)
+}
+
+func TestLab(t *testing.T) {
+	if os.Geteuid() != 0 {
+		t.Skip("the lab needs root to make its disks")
+	}
+	repo, err := filepath.Abs("..")
+	if err != nil {
+		t.Fatal(err)
+	}
+	store := kernel.Open(filepath.Join(t.TempDir(), "kernels"))
+	vmlinuz, modules := testbed.KernelFiles(t)
+	init := read(t, build(t, repo, t.TempDir(), "init", "./lab/testdata/init"))
+	bundle, err := store.Install(t.Context(), kernel.Source{Kernel: vmlinuz, Modules: modules, Init: init}, nil)
+	if err != nil {
+		t.Fatal(err)
+	}
+	root := outerRoot(t, repo, modules)
+	results := boot(t, bundle, root, loadCargo(t, repo, bundle))
+	for _, step := range steps {
+		if !chosen(step.name) {
+			continue
+		}
+		t.Run(step.name, func(t *testing.T) {
+			switch result := results[step.name]; result {
+			case "0":
+			case "":
+				t.Error("it did not end: see the console above")
+			default:
+				t.Errorf("it ended with status %s: see the console above", result)
+			}
+		})
+	}
+}
+
+// outerRoot makes the root disk of the outer guest: a small Debian with QEMU and the kernel's modules. It is kept.
+func outerRoot(t *testing.T, repo, modules string) string {
+	t.Helper()
+	release := filepath.Base(modules)
+	sum := sha256.Sum256([]byte(recipe + packages + release))
+	cache := filepath.Join(repo, ".cache", "lab")
+	disk := filepath.Join(cache, "root-"+hex.EncodeToString(sum[:6]))
+	if _, err := os.Stat(disk); err == nil {
+		return disk
+	}
+	if err := os.MkdirAll(cache, 0o755); err != nil {
+		t.Fatal(err)
+	}
+	t.Log("making the outer root (kept in .cache/lab)")
+	dir := filepath.Join(t.TempDir(), "root")
+	run(t, repo, "mmdebstrap", "--quiet", "--variant=minbase", "--include="+packages,
+		"--customize-hook=mkdir -p \"$1/lib/modules\" \"$1/cargo\"",
+		"--customize-hook=cp -r "+modules+" \"$1/lib/modules/\"",
+		"--customize-hook=chroot \"$1\" depmod "+release,
+		"bookworm", dir)
+	mkdisk(t, disk+".aside", 3<<30, dir)
+	if err := os.Rename(disk+".aside", disk); err != nil {
+		t.Fatal(err)
+	}
+	return disk
+}
+
+// mkdisk makes a sparse ext4 image that holds the tree dir.
+func mkdisk(t *testing.T, path string, size int64, dir string) {
+	t.Helper()
+	if err := os.Remove(path); err != nil && !errors.Is(err, fs.ErrNotExist) {
+		t.Fatal(err)
+	}
+	if err := os.WriteFile(path, nil, 0o600); err != nil {
+		t.Fatal(err)
+	}
+	if err := os.Truncate(path, size); err != nil {
+		t.Fatal(err)
+	}
+	run(t, "/", "mkfs.ext4", "-q", "-F", "-E", "lazy_itable_init=1,lazy_journal_init=1", "-d", dir, path)
+}
+
+// cargo is the tree of the second disk: the programs of this checkout, and what they are tried on.
+type cargo struct {
+	repo, dir string
+}
+
+// put copies a file or directory, named from the root of the checkout, to a place in the cargo.
+func (c cargo) put(t *testing.T, from, to string) {
+	t.Helper()
+	to = filepath.Join(c.dir, to)
+	if err := os.MkdirAll(filepath.Dir(to), 0o755); err != nil {
+		t.Fatal(err)
+	}
+	run(t, c.repo, "cp", "-a", from, to)
+}
+
+func loadCargo(t *testing.T, repo string, probe *kernel.Bundle) string {
+	t.Helper()
+	c := cargo{repo: repo, dir: filepath.Join(t.TempDir(), "cargo")}
+	c.put(t, "lab/main.sh", "main")
+	c.put(t, probe.VmlinuzPath(), "vmlinuz")
+	c.put(t, probe.InitrdPath(), "initrd")
+	for i, step := range steps {
+		if chosen(step.name) {
+			c.put(t, filepath.Join("lab", step.script), fmt.Sprintf("steps/%d-%s", i, step.name))
+			step.load(t, c)
+		}
+	}
+	disk := filepath.Join(t.TempDir(), "cargo.disk")
+	mkdisk(t, disk, 4<<30, c.dir)
+	return disk
+}
+
+// loadEngine brings the engine's test binary, with a cache that has all its tests ask for: nothing can be built where
+// they run.
+func loadEngine(t *testing.T, c cargo) {
+	t.Helper()
+	sporeInit, bundle := testbed.SporeInit(t), testbed.Bundle(t)
+	name := filepath.Base(sporeInit)
+	c.put(t, sporeInit, "testbed/"+name)
+	c.put(t, filepath.Join(testbed.Cache(t), "bundle-of-"+name), "testbed/bundle-of-"+name)
+	c.put(t, filepath.Dir(bundle.VmlinuzPath()), "testbed/kernels/"+bundle.ID)
+	if err := os.WriteFile(filepath.Join(c.dir, "testbed/init"), []byte(name), 0o644); err != nil {
+		t.Fatal(err)
+	}
+	for _, image := range []string{testbed.Busybox, testbed.Static} {
+		dir := testbed.Image(t, image)
+		c.put(t, dir, "testbed/"+filepath.Base(dir))
+	}
+	binary := filepath.Join(c.dir, "engine/qemu.test")
+	run(t, c.repo, "go", "test", "-c", "-o", binary, "./internal/vmm/qemu")
+	testdata := "internal/vmm/qemu/testdata"
+	if _, err := os.Stat(filepath.Join(c.repo, testdata)); err == nil {
+		c.put(t, testdata, "engine/testdata")
+	}
+}
+
+// loadLifecycle brings the spore program as it is shipped, and an image.
+func loadLifecycle(t *testing.T, c cargo) {
+	t.Helper()
+	c.put(t, "bin/spore", "spore")
+	c.put(t, testbed.Image(t, testbed.Busybox), "image")
+}
+
+// boot runs the outer guest to its end and returns the exit status of each step that said one.
+func boot(t *testing.T, bundle *kernel.Bundle, root, second string) map[string]string {
+	t.Helper()
+	ctx, cancel := context.WithTimeout(t.Context(), bound)
+	defer cancel()
+	cmd := exec.CommandContext(ctx, "qemu-system-x86_64",
+		"-M", "q35,accel=tcg", "-cpu", "EPYC,+svm", "-smp", "2", "-m", fmt.Sprint(outerMiB),
+		"-nodefaults", "-no-user-config", "-display", "none", "-no-reboot", "-serial", "stdio",
+		"-kernel", bundle.VmlinuzPath(), "-initrd", bundle.InitrdPath(),
+		"-append", "console=ttyS0 quiet panic=-1 reboot=t mitigations=off lab.root=/dev/vda lab.cargo=/dev/vdb",
+		"-drive", "file="+root+",format=raw,if=virtio,snapshot=on",
+		"-drive", "file="+second+",format=raw,if=virtio,cache=unsafe",
+		"-device", "virtio-rng-pci")
+	// QEMU names on every start the features of the processor that it does not emulate; they do not matter here.
+	var complaints bytes.Buffer
+	cmd.Stderr = &complaints
+	console, err := cmd.StdoutPipe()
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := cmd.Start(); err != nil {
+		t.Fatal(err)
+	}
+	began := time.Now()
+	results := map[string]string{}
+	lines := bufio.NewReader(console)
+	for {
+		line, err := lines.ReadString('\n')
+		line = strings.TrimRight(line, "\r\n")
+		if line != "" {
+			fmt.Printf("%6.1f %s\n", time.Since(began).Seconds(), line)
+		}
+		if fields := strings.Fields(line); len(fields) == 3 && fields[0] == "LAB-RESULT" {
+			_, name, _ := strings.Cut(fields[1], "-")
+			results[name] = fields[2]
+		}
+		if errors.Is(err, io.EOF) {
+			break
+		}
+		if err != nil {
+			t.Errorf("reading the console: %v", err)
+			break
+		}
+	}
+	if err := cmd.Wait(); err != nil {
+		t.Errorf("the outer guest: %v\n%s", errors.Join(err, ctx.Err()), complaints.String())
+	}
+	return results
+}
+
+func build(t *testing.T, repo, dir, name, pkg string) string {
+	t.Helper()
+	path := filepath.Join(dir, name)
+	t.Setenv("CGO_ENABLED", "0")
+	run(t, repo, "go", "build", "-trimpath", "-ldflags=-s -w", "-o", path, pkg)
+	return path
+}
+
+func run(t *testing.T, dir, name string, args ...string) {
+	t.Helper()
+	cmd := exec.Command(name, args...)
+	cmd.Dir = dir
+	if out, err := cmd.CombinedOutput(); err != nil {
+		t.Fatalf("%s %s: %v\n%s", name, strings.Join(args, " "), err, out)
+	}
+}
+
+func read(t *testing.T, path string) []byte {
+	t.Helper()
+	data, err := os.ReadFile(path)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return data
+}
