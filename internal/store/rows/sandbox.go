@@ -58,6 +58,9 @@ func (tx *Tx) Sandboxes(f store.SandboxFilter) ([]*spore.Sandbox, store.Page, er
 	}
 	l.andOneOf("state", asAny(f.States))
 	l.andText("template_id", f.TemplateID)
+	if !f.EndsBefore.IsZero() {
+		l.and("ends_at <> 0 AND ends_at <= ?", asTime(&f.EndsBefore))
+	}
 	l.andLabels(tx.dialect, f.Labels)
 	return selectPage(tx, l, f.Paging, sandboxFields, func(s *spore.Sandbox) (time.Time, string) { return s.CreatedAt, s.ID })
 }

@@ -115,8 +115,8 @@ func (tx *Tx) Templates(f store.TemplateFilter) ([]*spore.Template, store.Page, 
 	if !f.Deleted {
 		l.and(templateLive)
 	}
-	if !f.Ephemeral {
-		l.and("ephemeral = ?", false)
+	if f.EphemeralOnly || !f.Ephemeral {
+		l.and("ephemeral = ?", f.EphemeralOnly)
 	}
 	l.andText("kind", string(f.Kind))
 	l.andText("status", string(f.Status))

@@ -35,6 +35,7 @@ CREATE UNIQUE INDEX templates_live_name ON templates (name) WHERE name <> '' AND
 CREATE INDEX templates_page ON templates (created_at, id);
 CREATE INDEX templates_live_page ON templates (created_at, id) WHERE status NOT IN ('DELETING', 'DELETED');
 CREATE INDEX templates_live_kind_page ON templates (kind, created_at, id) WHERE status NOT IN ('DELETING', 'DELETED');
+CREATE INDEX templates_live_ephemeral_page ON templates (ephemeral, created_at, id) WHERE status NOT IN ('DELETING', 'DELETED');
 CREATE INDEX templates_status_page ON templates (status, created_at, id);
 CREATE INDEX templates_origin_page ON templates (origin_sandbox, created_at, id) WHERE origin_sandbox <> '';
 CREATE INDEX templates_parent_page ON templates (parent_id, created_at, id) WHERE parent_id <> '';
@@ -61,6 +62,7 @@ CREATE TABLE sandboxes (
 CREATE INDEX sandboxes_page ON sandboxes (created_at, id);
 CREATE INDEX sandboxes_live_page ON sandboxes (created_at, id) WHERE state <> 'KILLED';
 CREATE INDEX sandboxes_killed ON sandboxes (updated_at) WHERE state = 'KILLED';
+CREATE INDEX sandboxes_end ON sandboxes (ends_at) WHERE ends_at <> 0 AND state <> 'KILLED';
 CREATE INDEX sandboxes_template_page ON sandboxes (template_id, created_at, id);
 
 CREATE TABLE jobs (
