@@ -3,6 +3,7 @@ package procmem
 import (
 	"bytes"
 	"fmt"
+	"math"
 	"os"
 	"path/filepath"
 	"strconv"
@@ -65,8 +66,7 @@ func parseMapping(line string) (Mapping, error) {
 		}
 	}
 	const page = vmm.PageSize
-	// The bound keeps sums of offset and length from overflowing; the kernel page map ends far below it.
-	if start >= end || start%page != 0 || end%page != 0 || offset%page != 0 || end-start > 1<<62-offset%(1<<62) {
+	if start >= end || start%page != 0 || end%page != 0 || offset%page != 0 || end-start > math.MaxInt64-offset {
 		return mp, fmt.Errorf("%q is not a range of pages", line)
 	}
 	path := strings.TrimLeft(rest, " ")
