@@ -138,8 +138,10 @@ kill -TERM "$server"
 wait "$server" || fail "the server ended with status $?"
 server=
 for pid in /proc/[0-9]*; do
-  case $(tr '\0' ' ' <"$pid/cmdline" 2>/dev/null) in
-  *qemu-system*"$data"*) fail "a hypervisor is left: ${pid#/proc/}" ;;
-  esac
+  for link in cwd root; do
+    case $(readlink "$pid/$link" 2>/dev/null) in
+    "$data"*) fail "process ${pid#/proc/} is left: $(tr '\0' ' ' <"$pid/cmdline")" ;;
+    esac
+  done
 done
 pass "the server ends and leaves no process"

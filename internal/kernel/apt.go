@@ -55,10 +55,13 @@ func fetchPackage(ctx context.Context, name, dir string, report func(string)) (s
 	// need no root.
 	report("reading the package lists")
 	a.private = true
-	if err := a.update(ctx); err != nil {
-		return "", err
+	updated := a.update(ctx)
+	deb, err = a.download(ctx, name)
+	if err != nil && updated != nil {
+		// One source that does not answer fails the update, which matters only if the package was there.
+		err = updated
 	}
-	return a.download(ctx, name)
+	return deb, err
 }
 
 // apt runs apt's tools in a directory of its own.

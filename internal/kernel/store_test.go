@@ -129,6 +129,11 @@ func TestInstallSweepsWhatAKilledOneLeft(t *testing.T) {
 
 func TestInstallPackage(t *testing.T) {
 	dir := t.TempDir()
+	// A host whose package lists were never read, as a fresh one is.
+	if err := os.WriteFile(filepath.Join(dir, "apt.conf"), []byte(`Dir::State::lists "`+dir+`/lists";`), 0o644); err != nil {
+		t.Fatal(err)
+	}
+	t.Setenv("APT_CONFIG", filepath.Join(dir, "apt.conf"))
 	deb, err := kernel.FetchPackage(context.Background(), kernel.DefaultPackage, dir)
 	if err != nil {
 		t.Fatal(err)

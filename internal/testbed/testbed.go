@@ -11,6 +11,7 @@ import (
 	"crypto/sha256"
 	"encoding/hex"
 	"errors"
+	"io/fs"
 	"os"
 	"os/exec"
 	"path/filepath"
@@ -18,9 +19,11 @@ import (
 	"strings"
 	"sync"
 	"testing"
+	"time"
 
 	"golang.org/x/sys/unix"
 
+	"github.com/sporevm/spore"
 	"github.com/sporevm/spore/internal/kernel"
 )
 
@@ -208,12 +211,43 @@ func Bundle(t testing.TB) *kernel.Bundle {
 
 func install(t testing.TB, store *kernel.Store, init string) *kernel.Bundle {
 	t.Helper()
+	prune(t, store)
 	data, err := os.ReadFile(init)
 	must(t, err)
 	vmlinuz, modules := KernelFiles(t)
 	b, err := store.Install(context.Background(), kernel.Source{Kernel: vmlinuz, Modules: modules, Init: data}, nil)
 	must(t, err)
 	return b
+}
+
+// prune removes what was made of earlier states of spore-init, once it is too old for a running test to hold it.
+func prune(t testing.TB, store *kernel.Store) {
+	t.Helper()
+	const old = 24 * time.Hour
+	bundles, err := store.List()
+	if err != nil {
+		t.Logf("testbed: damaged bundles are made anew: %v", err)
+	}
+	for _, b := range bundles {
+		if time.Since(b.InstalledAt) > old {
+			if err := store.Remove(b.ID); err != nil && spore.CodeOf(err) != spore.CodeNotFound {
+				t.Fatalf("testbed: %v", err)
+			}
+		}
+	}
+	for _, pattern := range []string{"spore-init-*", "bundle-of-*"} {
+		files, err := filepath.Glob(filepath.Join(Cache(t), pattern))
+		must(t, err)
+		for _, file := range files {
+			info, err := os.Stat(file)
+			if err == nil && time.Since(info.ModTime()) > old {
+				err = os.Remove(file)
+			}
+			if err != nil && !errors.Is(err, fs.ErrNotExist) {
+				t.Fatalf("testbed: %v", err)
+			}
+		}
+	}
 }
 
 // Kernel returns the paths of the kernel and initramfs of Bundle.
