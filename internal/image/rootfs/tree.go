@@ -1,0 +1,149 @@
+package rootfs
+
+import (
+	"errors"
+	"strings"
+
+	"github.com/sporevm/spore/internal/image/ext4"
+)
+
+// maxSymlinks is how many symlinks one path may lead through, as in Linux.
+const maxSymlinks = 40
+
+var errSymlinks = errors.New("the path leads through too many symlinks")
+
+// Tree is the union of the layers applied so far.
+type Tree struct {
+	Root   *ext4.Node
+	layers int
+
+	// added holds the content of files that come from no layer.
+	added map[*ext4.Node][]byte
+
+	// The directory that the previous path led to: neighbours in a layer mostly share it.
+	lastDir  string
+	lastNode *ext4.Node
+}
+
+// NewTree returns an empty tree: one directory of mode 0755 that belongs to root.
+func NewTree() *Tree {
+	return &Tree{Root: ext4.NewDir(0o755), added: map[*ext4.Node][]byte{}}
+}
+
+// forget must be called whenever a name stops leading where it led.
+func (t *Tree) forget() { t.lastNode = nil }
+
+// dir returns the directory that parts lead to, following symlinks inside the tree. With make it creates what is missing
+// and replaces what is in the way; without, it returns nil if there is no such directory.
+func (t *Tree) dir(parts []string, make bool) (*ext4.Node, error) {
+	if len(parts) == 0 {
+		return t.Root, nil
+	}
+	key := strings.Join(parts, "/")
+	if t.lastNode != nil && t.lastDir == key {
+		return t.lastNode, nil
+	}
+	n, err := t.walk(parts, make)
+	if n != nil {
+		t.lastDir, t.lastNode = key, n
+	}
+	return n, err
+}
+
+func (t *Tree) walk(parts []string, make bool) (*ext4.Node, error) {
+	stack := []*ext4.Node{t.Root}
+	pending := pathStack{}
+	pending.push(parts)
+	links := 0
+	for {
+		part, ok := pending.pop()
+		if !ok {
+			return stack[len(stack)-1], nil
+		}
+		switch part {
+		case "", ".":
+			continue
+		case "..": // only a symlink's target has these
+			if len(stack) > 1 {
+				stack = stack[:len(stack)-1]
+			}
+			continue
+		}
+		here := stack[len(stack)-1]
+		next := here.Children[part]
+		switch {
+		case next != nil && next.IsDir():
+		case next != nil && next.Type() == ext4.TypeSymlink:
+			if links++; links > maxSymlinks {
+				return nil, errSymlinks
+			}
+			if strings.HasPrefix(next.Target, "/") {
+				stack = stack[:1]
+			}
+			pending.push(strings.Split(next.Target, "/"))
+			continue
+		case !make:
+			return nil, nil
+		case len(part) > ext4.MaxName:
+			return nil, errors.New("a symlink on the path holds a name that is too long")
+		default:
+			if next != nil {
+				t.forget()
+			}
+			next = ext4.NewDir(0o755)
+			here.Children[part] = next
+		}
+		stack = append(stack, next)
+	}
+}
+
+// pathStack holds the components that are still to be walked: the rest of the path below the targets of the symlinks
+// that were met on it.
+type pathStack struct {
+	lists [][]string
+}
+
+func (p *pathStack) push(parts []string) { p.lists = append(p.lists, parts) }
+
+func (p *pathStack) pop() (string, bool) {
+	for len(p.lists) > 0 {
+		top := &p.lists[len(p.lists)-1]
+		if len(*top) > 0 {
+			part := (*top)[0]
+			*top = (*top)[1:]
+			return part, true
+		}
+		p.lists = p.lists[:len(p.lists)-1]
+	}
+	return "", false
+}
+
+// find returns what path leads to, following every symlink, the last component's too. It returns nil if there is nothing.
+func (t *Tree) find(path string) *ext4.Node {
+	parts := strings.Split(strings.Trim(path, "/"), "/")
+	for range maxSymlinks {
+		parent, err := t.walk(parts[:len(parts)-1], false)
+		if err != nil || parent == nil {
+			return nil
+		}
+		name := parts[len(parts)-1]
+		if name == "" || name == "." || name == ".." {
+			n, err := t.walk(parts, false)
+			if err != nil {
+				return nil
+			}
+			return n
+		}
+		n := parent.Children[name]
+		if n == nil || n.Type() != ext4.TypeSymlink {
+			return n
+		}
+		target := strings.Split(n.Target, "/")
+		if strings.HasPrefix(n.Target, "/") {
+			parts = target
+		} else {
+			parts = append(append([]string{}, parts[:len(parts)-1]...), target...)
+		}
+	}
+	return nil
+}
