@@ -37,7 +37,7 @@ test: build lint testbed ## everything: lint, unit and VM tests, KVM lab
 
 .PHONY: lint
 lint: $(STATICCHECK) $(DEPGUARD) ## gofmt, vet, staticcheck, and the floors of the house
-	@unformatted=$$(git ls-files -co --exclude-standard '*.go' | xargs gofmt -l); \
+	@unformatted=$$(find . -path './.*' -prune -o -name '*.go' -print0 | xargs -0 gofmt -l); \
 	  [ -z "$$unformatted" ] || { echo "not formatted:"; echo "$$unformatted"; exit 1; }
 	go vet ./...
 	go vet -tags lab ./lab

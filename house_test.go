@@ -26,7 +26,8 @@ var floors = [][]string{
 	{"internal/frozen"},
 	{"internal/image", "internal/kernel"},
 	{"internal/vmm"},
-	{"internal/guest", "internal/agent"},
+	{"internal/guest"},
+	{"internal/agent"}, // inside the guest; it declares the messages that package guest sends
 	{"internal/network"},
 	{"internal/transfer"},
 	{"api"},

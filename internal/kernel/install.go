@@ -65,7 +65,7 @@ func (s *Store) Install(ctx context.Context, src Source, report func(string)) (*
 	if err := os.MkdirAll(s.dir, 0o755); err != nil {
 		return nil, fmt.Errorf("making the directory of kernel bundles: %w", err)
 	}
-	unlock, err := s.lock()
+	unlock, err := s.lock(ctx)
 	if err != nil {
 		return nil, err
 	}
@@ -245,23 +245,28 @@ func (s *Store) moveAside(id string) error {
 	return os.RemoveAll(aside)
 }
 
-// lock makes the caller the only one who changes the store, on this machine.
-func (s *Store) lock() (unlock func(), err error) {
-	f, err := os.OpenFile(filepath.Join(s.dir, ".lock"), os.O_CREATE|os.O_RDWR|unix.O_CLOEXEC, 0o644)
+// lock makes the caller the only one who changes the store, on this machine. It waits for that until ctx ends.
+func (s *Store) lock(ctx context.Context) (unlock func(), err error) {
+	f, err := os.OpenFile(filepath.Join(s.dir, ".lock"), os.O_CREATE|os.O_RDWR, 0o644)
 	if err != nil {
 		return nil, fmt.Errorf("locking the kernel bundles: %w", err)
 	}
+	retry := time.NewTicker(20 * time.Millisecond)
+	defer retry.Stop()
 	for {
-		err = unix.Flock(int(f.Fd()), unix.LOCK_EX)
-		if !errors.Is(err, unix.EINTR) {
-			break
+		err = unix.Flock(int(f.Fd()), unix.LOCK_EX|unix.LOCK_NB)
+		if err == nil {
+			return func() { f.Close() }, nil
+		}
+		if !errors.Is(err, unix.EWOULDBLOCK) && !errors.Is(err, unix.EINTR) {
+			return nil, errors.Join(fmt.Errorf("locking the kernel bundles: %w", err), f.Close())
+		}
+		select {
+		case <-ctx.Done():
+			return nil, errors.Join(ctx.Err(), f.Close())
+		case <-retry.C:
 		}
 	}
-	if err != nil {
-		f.Close()
-		return nil, fmt.Errorf("locking the kernel bundles: %w", err)
-	}
-	return func() { f.Close() }, nil
 }
 
 func writeSynced(path string, data []byte) error {

@@ -204,11 +204,11 @@ func (s *Store) Verify(ctx context.Context, id string) error {
 
 // Remove deletes the bundle named id, damaged or not. Whether something still stands on it is the caller's to know. It
 // fails with spore.CodeNotFound when there is none.
-func (s *Store) Remove(id string) error {
+func (s *Store) Remove(ctx context.Context, id string) error {
 	if !idForm.MatchString(id) {
 		return spore.Invalidf("kernel", "%q is not the id of a kernel bundle", id)
 	}
-	unlock, err := s.lock()
+	unlock, err := s.lock(ctx)
 	if errors.Is(err, fs.ErrNotExist) {
 		return spore.Errorf(spore.CodeNotFound, "no kernel bundle %s", id)
 	}

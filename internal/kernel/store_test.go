@@ -10,6 +10,7 @@ import (
 	"strings"
 	"sync"
 	"testing"
+	"time"
 
 	"github.com/sporevm/spore"
 	"github.com/sporevm/spore/internal/kernel"
@@ -78,10 +79,10 @@ func TestInstall(t *testing.T) {
 		}
 	})
 	t.Run("remove", func(t *testing.T) {
-		if err := s.Remove(first.ID); err != nil {
+		if err := s.Remove(t.Context(), first.ID); err != nil {
 			t.Fatal(err)
 		}
-		if err := s.Remove(first.ID); spore.CodeOf(err) != spore.CodeNotFound {
+		if err := s.Remove(t.Context(), first.ID); spore.CodeOf(err) != spore.CodeNotFound {
 			t.Errorf("the second Remove = %v", err)
 		}
 		if _, err := s.Get(first.ID); spore.CodeOf(err) != spore.CodeNotFound {
@@ -278,8 +279,34 @@ func TestRecordOfAnotherBundle(t *testing.T) {
 		if _, err := s.Get(id); spore.CodeOf(err) != spore.CodeInvalid {
 			t.Errorf("Get(%q) = %v", id, err)
 		}
-		if err := s.Remove(id); spore.CodeOf(err) != spore.CodeInvalid {
+		if err := s.Remove(t.Context(), id); spore.CodeOf(err) != spore.CodeInvalid {
 			t.Errorf("Remove(%q) = %v", id, err)
 		}
+	}
+}
+
+func TestInstallWaitsForItsTurnNoLongerThanAsked(t *testing.T) {
+	dir := filepath.Join(t.TempDir(), "kernels")
+	s := kernel.Open(dir)
+	src := source(t, "")
+	began, done := make(chan struct{}), make(chan error)
+	var once sync.Once
+	hold := make(chan struct{})
+	go func() {
+		_, err := s.Install(t.Context(), src, func(string) {
+			once.Do(func() { close(began) })
+			<-hold
+		})
+		done <- err
+	}()
+	<-began
+	ctx, cancel := context.WithTimeout(t.Context(), 50*time.Millisecond)
+	defer cancel()
+	if _, err := s.Install(ctx, src, nil); !errors.Is(err, context.DeadlineExceeded) {
+		t.Errorf("Install beside another = %v", err)
+	}
+	close(hold)
+	if err := <-done; err != nil {
+		t.Error(err)
 	}
 }

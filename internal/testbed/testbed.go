@@ -230,7 +230,7 @@ func prune(t testing.TB, store *kernel.Store) {
 	}
 	for _, b := range bundles {
 		if time.Since(b.InstalledAt) > old {
-			if err := store.Remove(b.ID); err != nil && spore.CodeOf(err) != spore.CodeNotFound {
+			if err := store.Remove(context.Background(), b.ID); err != nil && spore.CodeOf(err) != spore.CodeNotFound {
 				t.Fatalf("testbed: %v", err)
 			}
 		}
