@@ -21,6 +21,7 @@ type fakeVM struct {
 	state    vmm.State
 	blob     []byte // device state
 	ram      []byte
+	base     []byte // of a thawed VM: what its RAM shows where it has written nothing
 	booted   bool // no private pages: RAM is the file
 	file     string
 	private  map[int64]bool // pages, by number
@@ -34,7 +35,6 @@ type fakeVM struct {
 	resumes  int
 	vmm.VM   // what is not needed here panics
 	noScan   bool
-	released bool
 }
 
 // bootFake boots a VM on a RAM file at path, as an engine does.
@@ -64,7 +64,7 @@ func thawFake(t testing.TB, img *Image) *fakeVM {
 	if err != nil {
 		t.Fatal(err)
 	}
-	vm := &fakeVM{state: vmm.StateRunning, ram: ram, private: map[int64]bool{}, tracks: true}
+	vm := &fakeVM{state: vmm.StateRunning, ram: ram, base: bytes.Clone(ram), private: map[int64]bool{}, tracks: true}
 	if vm.blob, err = io.ReadAll(img.VM.State); err != nil {
 		t.Fatal(err)
 	}
@@ -102,6 +102,14 @@ func (vm *fakeVM) put(off int64, data []byte) {
 
 func (vm *fakeVM) page(n int64, fill byte) {
 	vm.put(n*pageSize, bytes.Repeat([]byte{fill}, pageSize))
+}
+
+// giveBack is what a balloon does: the page is the base's again.
+func (vm *fakeVM) giveBack(n int64) {
+	vm.mu.Lock()
+	defer vm.mu.Unlock()
+	copy(vm.ram[n*pageSize:(n+1)*pageSize], vm.base[n*pageSize:])
+	delete(vm.private, n)
 }
 
 func (vm *fakeVM) State() vmm.State {
