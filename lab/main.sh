@@ -2,6 +2,7 @@
 # PID 1 of the outer guest: makes /dev/kvm work, runs each step of the cargo, says how each ended, powers off.
 mount -t proc proc /proc
 mount -t sysfs sysfs /sys
+echo 1 >/proc/sys/kernel/printk # a message of the kernel within a line would hide it
 mkdir -p /dev/pts /dev/shm
 mount -t devpts devpts /dev/pts
 mount -t tmpfs tmpfs /dev/shm
