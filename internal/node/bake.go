@@ -20,6 +20,7 @@ const bootTimeout = 5 * time.Minute
 
 // Bake boots a template, waits until it is ready and freezes it under its id.
 func (n *Node) Bake(ctx context.Context, t *spore.Template, note func(string)) (*spore.Frozen, error) {
+	defer n.built(t.ArtifactID)
 	if f, err := n.Frozen(ctx, t.ID); !isNotFound(err) {
 		return f, err
 	}
@@ -110,14 +111,31 @@ func (n *Node) prepare(ctx context.Context, m *machine, t *spore.Template, note 
 		return m.unreached(err, "the guest did not boot")
 	}
 	note(fmt.Sprintf("the agent answered after %s", time.Since(start).Round(time.Millisecond)))
-	if err := a.Configure(ctx, guest.Config{Process: t.Process}); err != nil {
-		return m.unreached(err, "the guest did not take its configuration")
+	if err := configure(ctx, a, t.Process, note); err != nil {
+		return err
 	}
 	if err := m.ready(ctx, a, t.Readiness, note); err != nil {
 		return err
 	}
 	if err := a.Quiesce(ctx); err != nil {
 		return m.unreached(err, "the guest did not settle")
+	}
+	return nil
+}
+
+// configure gives the guest what its image wants run. An image without a command makes a template all the same: its
+// sandboxes are there for the commands that people run in them.
+func configure(ctx context.Context, a *guest.Agent, p spore.Process, note func(string)) error {
+	entry, err := a.Configure(ctx, guest.Config{
+		Entrypoint: p.Entrypoint, Cmd: p.Cmd, Env: p.Env, User: p.User, WorkingDir: p.WorkDir, StopSignal: p.StopSignal,
+	})
+	if err != nil {
+		return err
+	}
+	if len(p.Entrypoint)+len(p.Cmd) == 0 {
+		note("the image names no command; only the agent runs")
+	} else {
+		note(fmt.Sprintf("the image's command is %s", entry.State))
 	}
 	return nil
 }
@@ -152,7 +170,7 @@ func (m *machine) ready(ctx context.Context, a *guest.Agent, r spore.Readiness, 
 	start := time.Now()
 	var last error
 	for {
-		last = a.Ready(probeCtx, guest.Probe(r))
+		last = a.Ready(probeCtx, r)
 		if last == nil {
 			note(fmt.Sprintf("ready after %s", time.Since(start).Round(time.Millisecond)))
 			return nil
@@ -173,7 +191,7 @@ func (m *machine) ready(ctx context.Context, a *guest.Agent, r spore.Readiness, 
 		WithHint("give it more time, or look at what the guest says below")
 	logCtx, cancelLogs := context.WithTimeout(ctx, 5*time.Second)
 	defer cancelLogs()
-	if out, err := a.Logs(logCtx, 4<<10); err == nil && len(out) > 0 {
+	if out, err := readLogs(logCtx, a, 4<<10); err == nil && len(out) > 0 {
 		e.Message += "\nthe image's process said last:\n" + lastLines(string(out), 10)
 	}
 	if tail := consoleTail(m.vm); tail != "" {

@@ -84,16 +84,13 @@ func readOwner(dir string) (o owner, err error) {
 	return o, json.Unmarshal(raw, &o)
 }
 
-// connect answers the live session with the agent, making one if there is none.
+// connect answers the way to the agent, finding it if that was not done before. From then on it finds the guest again
+// by itself.
 func (m *machine) connect(ctx context.Context) (*guest.Agent, error) {
 	m.agentMu.Lock()
 	defer m.agentMu.Unlock()
-	if m.agent != nil && m.agent.Alive() {
-		return m.agent, nil
-	}
 	if m.agent != nil {
-		m.agent.Close()
-		m.agent = nil
+		return m.agent, nil
 	}
 	a, err := guest.Connect(ctx, m.vm.DialPort)
 	if err != nil {

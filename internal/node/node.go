@@ -46,6 +46,7 @@ type Node struct {
 
 	mu       sync.Mutex
 	machines map[string]*machine // by vmid, those that are or may become a sandbox's
+	awaited  map[string]int      // by artifact, the builds that are about to stand on it
 	onExit   func(sandboxID string, generation int, reason string)
 }
 
@@ -70,7 +71,7 @@ func Open(ctx context.Context, opt Options) (*Node, error) {
 	if err != nil {
 		return nil, err
 	}
-	n := &Node{opt: opt, log: opt.Logger, info: info, cap: limits, machines: map[string]*machine{}, onExit: func(string, int, string) {}}
+	n := &Node{opt: opt, log: opt.Logger, info: info, cap: limits, machines: map[string]*machine{}, awaited: map[string]int{}, onExit: func(string, int, string) {}}
 	n.pool = newPool(n, opt.Pool)
 	return n, nil
 }

@@ -2,8 +2,9 @@ package node
 
 import (
 	"context"
+	"crypto/rand"
+	"encoding/hex"
 	"path/filepath"
-	"slices"
 	"time"
 
 	"github.com/sporevm/spore"
@@ -170,16 +171,15 @@ func (m *machine) greet(ctx context.Context, s *spore.Sandbox) error {
 	return nil
 }
 
+// identity makes what sets one thaw of a frozen state apart from every other.
 func identity(s *spore.Sandbox) guest.Identity {
-	if s == nil {
-		return guest.NewIdentity("", nil)
+	var machineID [16]byte
+	rand.Read(machineID[:])
+	id := guest.Identity{MachineID: hex.EncodeToString(machineID[:]), DropConnections: true}
+	if s != nil {
+		id.SandboxID, id.TemplateID, id.Hostname, id.Env = s.ID, s.TemplateID, s.ID, s.Env
 	}
-	env := make([]string, 0, len(s.Env))
-	for k, v := range s.Env {
-		env = append(env, k+"="+v)
-	}
-	slices.Sort(env)
-	return guest.NewIdentity(s.ID, env)
+	return id
 }
 
 // joinKill keeps the reason of a failure when ending what had been started fails as well.

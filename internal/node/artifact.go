@@ -1,0 +1,94 @@
+package node
+
+import (
+	"context"
+	"io"
+	"net/http"
+
+	"github.com/sporevm/spore"
+	"github.com/sporevm/spore/internal/guest"
+	"github.com/sporevm/spore/internal/image"
+)
+
+// BuildArtifact turns an image into a root filesystem. The artifact counts as in use until Bake has ended for a template
+// that stands on it (or, if that never comes, until the server does).
+func (n *Node) BuildArtifact(ctx context.Context, spec spore.ArtifactSpec, progress func(spore.JobPhase, spore.PullProgress)) (*spore.Artifact, error) {
+	a, err := n.opt.Images.Build(ctx, spec.Reference, image.BuildOptions{
+		Insecure: spec.Insecure, EgressCA: spec.EgressCA,
+		Progress: func(p image.Progress) {
+			progress(spore.JobPhase(p.Phase), spore.PullProgress{
+				BytesTotal: p.BytesTotal, BytesDone: p.BytesDone, LayersTotal: p.LayersTotal, LayersDone: p.LayersDone,
+			})
+		},
+	})
+	if err != nil {
+		return nil, err
+	}
+	n.mu.Lock()
+	n.awaited[a.ID]++
+	n.mu.Unlock()
+	return &spore.Artifact{
+		ID: a.ID, Image: spore.Image{Reference: spec.Reference, Digest: a.Image.ManifestDigest, Platform: a.Image.Platform},
+		Process: spore.Process{
+			Entrypoint: a.Config.Entrypoint, Cmd: a.Config.Cmd, Env: a.Config.Env, User: a.Config.User,
+			WorkDir: a.Config.WorkingDir, StopSignal: a.Config.StopSignal,
+		},
+		EgressCA: spore.EgressCA{Baked: a.EgressCA.Baked, Fingerprint: a.EgressCA.Fingerprint, TargetsWritten: a.EgressCA.TargetsWritten},
+		Digest:   a.Digest, SizeBytes: a.SizeBytes, Reused: a.Reused,
+	}, nil
+}
+
+// building says whether a build is about to stand on an artifact.
+func (n *Node) building(id string) bool {
+	n.mu.Lock()
+	defer n.mu.Unlock()
+	return n.awaited[id] > 0
+}
+
+// built notes that one build that was to stand on an artifact has ended.
+func (n *Node) built(id string) {
+	n.mu.Lock()
+	defer n.mu.Unlock()
+	if n.awaited[id]--; n.awaited[id] <= 0 {
+		delete(n.awaited, id)
+	}
+}
+
+// Agent answers a transport to the agent of a running sandbox.
+func (n *Node) Agent(ctx context.Context, sandboxID string, generation int) (http.RoundTripper, error) {
+	m, err := n.machine(sandboxID, generation)
+	if err != nil {
+		return nil, err
+	}
+	a, err := m.connect(ctx)
+	if err != nil {
+		return nil, m.unreached(err, "the agent of the sandbox does not answer")
+	}
+	return a.Transport(), nil
+}
+
+// Logs answers the output of the image's own process, or of the guest's console.
+func (n *Node) Logs(ctx context.Context, sandboxID string, generation int, console bool, limit int) ([]byte, error) {
+	m, err := n.machine(sandboxID, generation)
+	if err != nil {
+		return nil, err
+	}
+	if console {
+		return m.vm.Console(limit)
+	}
+	a, err := m.connect(ctx)
+	if err != nil {
+		return nil, m.unreached(err, "the agent of the sandbox does not answer")
+	}
+	return readLogs(ctx, a, limit)
+}
+
+// readLogs reads what is kept of the output of the image's process, at most limit bytes whatever the guest sends.
+func readLogs(ctx context.Context, a *guest.Agent, limit int) ([]byte, error) {
+	body, err := a.Logs(ctx, limit, false)
+	if err != nil {
+		return nil, err
+	}
+	defer body.Close()
+	return io.ReadAll(io.LimitReader(body, int64(limit)))
+}
