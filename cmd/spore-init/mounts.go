@@ -84,7 +84,7 @@ func mountRoot() error {
 			}
 		}
 		over := mount{"overlay", newRoot, "overlay", 0,
-			"lowerdir=" + lowerDir + ",upperdir=" + diskDir + "/upper,workdir=" + diskDir + "/work"}
+			"lowerdir=" + lowerDir + ",upperdir=" + diskDir + "/upper,workdir=" + diskDir + "/work,redirect_dir=on"}
 		if err := over.do(); err != nil {
 			return err
 		}

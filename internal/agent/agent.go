@@ -5,8 +5,14 @@ package agent
 import (
 	"net/http"
 
+	"connectrpc.com/connect"
+
+	"github.com/sporevm/spore/api/filesystem/filesystemconnect"
 	"github.com/sporevm/spore/api/process/processconnect"
 )
+
+// maxMessage bounds the messages of the services, in bytes.
+const maxMessage = 16 << 20
 
 // Options are what an Agent needs of the machine it runs in.
 type Options struct {
@@ -29,6 +35,7 @@ type Agent struct {
 	processes table
 	entry     entrypoint
 	watchers  watchers
+	cpu       cpuMeter
 }
 
 // New makes an Agent. It knows nothing of the image until it is configured.
@@ -43,7 +50,14 @@ func New(o Options) *Agent {
 // that only the host may use.
 func (a *Agent) Handler() http.Handler {
 	mux := http.NewServeMux()
-	mux.Handle(processconnect.NewProcessHandler(processService{a}))
+	// A request is one small message, or one write to a process; files travel outside the services.
+	limit := connect.WithReadMaxBytes(maxMessage)
+	mux.Handle(processconnect.NewProcessHandler(processService{a}, limit))
+	mux.Handle(filesystemconnect.NewFilesystemHandler(filesystemService{a}, limit))
+	mux.HandleFunc("GET /files", a.serveDownload)
+	mux.HandleFunc("POST /files", a.serveUpload)
+	mux.HandleFunc("GET /metrics", a.serveMetrics)
+	mux.HandleFunc("GET /envs", a.serveEnvs)
 	mux.HandleFunc("GET /health", func(w http.ResponseWriter, _ *http.Request) { w.WriteHeader(http.StatusNoContent) })
 	mux.HandleFunc("POST /configure", a.serveConfigure)
 	mux.HandleFunc("POST /init", a.serveInit)
