@@ -84,7 +84,6 @@ func (d *Draft) captureLive(ctx context.Context, vm vmm.VM, disk string, after A
 		return err
 	}
 	defer src.close()
-	d.caught.size = mem.Size()
 	d.caught.arena = newArena(d.store.buffers, d.dir)
 
 	wasRunning := vm.State() == vmm.StateRunning

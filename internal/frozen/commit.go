@@ -24,10 +24,19 @@ func (d *Draft) Commit(ctx context.Context) (*Manifest, error) {
 	start := time.Now()
 	m, err := d.commit(ctx)
 	if err != nil {
-		return nil, ioError("commit "+d.spec.ID, d.store.dir, totalLength(d.caught.dirty), err)
+		return nil, ioError("commit "+d.spec.ID, d.store.dir, d.unwritten(), err)
 	}
 	d.timings.Settle = time.Since(start)
 	return m, nil
+}
+
+// unwritten is about how much Commit had still to write when it failed.
+func (d *Draft) unwritten() int64 {
+	staged, err := allocatedBytes(d.dir)
+	if err != nil {
+		return 0
+	}
+	return max(0, totalLength(d.caught.dirty)+d.caught.diskBytes-staged)
 }
 
 func (d *Draft) commit(ctx context.Context) (*Manifest, error) {

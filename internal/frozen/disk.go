@@ -136,10 +136,11 @@ func (d *Draft) takeDisk(ctx context.Context, src *diskSource) error {
 	d.store.step("capture.disk")
 	if src.early {
 		now, err := look(src.f)
-		if err != nil || now == src.seen {
-			return err
+		if err == nil && now != src.seen {
+			err = copyChanges(ctx, src.clone, src.f)
 		}
-		return copyChanges(ctx, src.clone, src.f)
+		d.caught.diskBytes = allocated(src.clone)
+		return err
 	}
 	var err error
 	d.caught.shared, err = cloneFile(ctx, src.clone, src.f)

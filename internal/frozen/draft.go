@@ -182,5 +182,6 @@ type capture struct {
 	arena  *arena
 	spans  []span      // copied guest RAM, ascending
 	dirty  []vmm.Range // what the VM held for itself: spans, as ranges
-	size   int64       // of guest RAM
+
+	diskBytes int64 // what the clone takes up beyond what it shares
 }

@@ -22,19 +22,19 @@ type fakeVM struct {
 	blob     []byte // device state
 	ram      []byte
 	base     []byte // of a thawed VM: what its RAM shows where it has written nothing
-	booted   bool // no private pages: RAM is the file
+	booted   bool   // no private pages: RAM is the file
 	file     string
 	private  map[int64]bool // pages, by number
 	written  map[int64]bool
 	tracks   bool
 	tracking bool
 
-	onPause  func() error
-	onSave   func() error
-	onRead   func() error
-	resumes  int
-	vmm.VM   // what is not needed here panics
-	noScan   bool
+	onPause func() error
+	onSave  func() error
+	onRead  func() error
+	resumes int
+	vmm.VM  // what is not needed here panics
+	noScan  bool
 }
 
 // bootFake boots a VM on a RAM file at path, as an engine does.
@@ -326,4 +326,8 @@ func wantCode(t testing.TB, err error, code spore.Code) {
 	if spore.CodeOf(err) != code {
 		t.Fatalf("got error %v (%s), want %s", err, spore.CodeOf(err), code)
 	}
+}
+
+func rangeOf(page, pages int64) vmm.Range {
+	return vmm.Range{Offset: page * pageSize, Length: pages * pageSize}
 }
