@@ -13,8 +13,9 @@ import (
 // BuildArtifact turns an image into a root filesystem. The artifact counts as in use until Bake has ended for a template
 // that stands on it (or, if that never comes, until the server does).
 func (n *Node) BuildArtifact(ctx context.Context, spec spore.ArtifactSpec, progress func(spore.JobPhase, spore.PullProgress)) (*spore.Artifact, error) {
-	a, err := n.opt.Images.Build(ctx, spec.Reference, image.BuildOptions{
-		Insecure: spec.Insecure, EgressCA: spec.EgressCA,
+	r, err := n.opt.Images.Build(ctx, spec.Reference, image.BuildOptions{
+		ResolveOptions: image.ResolveOptions{Insecure: spec.Insecure},
+		EgressCA:       spec.EgressCA,
 		Progress: func(p image.Progress) {
 			progress(spore.JobPhase(p.Phase), spore.PullProgress{
 				BytesTotal: p.BytesTotal, BytesDone: p.BytesDone, LayersTotal: p.LayersTotal, LayersDone: p.LayersDone,
@@ -24,18 +25,22 @@ func (n *Node) BuildArtifact(ctx context.Context, spec spore.ArtifactSpec, progr
 	if err != nil {
 		return nil, err
 	}
+	a := r.Artifact
 	n.mu.Lock()
 	n.awaited[a.ID]++
 	n.mu.Unlock()
-	return &spore.Artifact{
-		ID: a.ID, Image: spore.Image{Reference: spec.Reference, Digest: a.Image.ManifestDigest, Platform: a.Image.Platform},
+	out := &spore.Artifact{
+		ID: a.ID, Image: spore.Image{Reference: spec.Reference, Digest: r.Image.ManifestDigest, Platform: r.Image.Platform},
 		Process: spore.Process{
-			Entrypoint: a.Config.Entrypoint, Cmd: a.Config.Cmd, Env: a.Config.Env, User: a.Config.User,
-			WorkDir: a.Config.WorkingDir, StopSignal: a.Config.StopSignal,
+			Entrypoint: r.Config.Entrypoint, Cmd: r.Config.Cmd, Env: r.Config.Env, User: r.Config.User,
+			WorkDir: r.Config.WorkingDir, StopSignal: r.Config.StopSignal,
 		},
-		EgressCA: spore.EgressCA{Baked: a.EgressCA.Baked, Fingerprint: a.EgressCA.Fingerprint, TargetsWritten: a.EgressCA.TargetsWritten},
-		Digest:   a.Digest, SizeBytes: a.SizeBytes, Reused: a.Reused,
-	}, nil
+		Digest: a.Digest, SizeBytes: a.SizeBytes, Reused: r.Reused,
+	}
+	if ca := a.EgressCA; ca != nil {
+		out.EgressCA = spore.EgressCA{Baked: true, Fingerprint: ca.Fingerprint, TargetsWritten: len(ca.Targets)}
+	}
+	return out, nil
 }
 
 // building says whether a build is about to stand on an artifact.

@@ -1,6 +1,7 @@
 package node
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -11,6 +12,7 @@ import (
 	"github.com/sporevm/spore"
 	"github.com/sporevm/spore/internal/frozen"
 	"github.com/sporevm/spore/internal/guest"
+	"github.com/sporevm/spore/internal/image"
 	"github.com/sporevm/spore/internal/vmm"
 )
 
@@ -68,7 +70,10 @@ func (n *Node) Bake(ctx context.Context, t *spore.Template, note func(string)) (
 	if err != nil {
 		return nil, err
 	}
-	f := facts(manifest)
+	f, err := n.facts(manifest)
+	if err != nil {
+		return nil, err
+	}
 	f.Paused, f.Total = draft.Timings().Paused, time.Since(start)
 	return f, nil
 }
@@ -90,7 +95,11 @@ func (n *Node) boot(ctx context.Context, id string, shape frozen.Shape, memory s
 	if err != nil {
 		return nil, err
 	}
-	if err := n.opt.Images.CloneBlankDisk(ctx, diskBytes, filepath.Join(dir, diskFile)); err != nil {
+	blank, err := image.BlankDisk(ctx, n.path("blank"), diskBytes)
+	if err != nil {
+		return nil, err
+	}
+	if err := frozen.CloneFile(ctx, filepath.Join(dir, diskFile), blank); err != nil {
 		return nil, err
 	}
 	vm, err := n.opt.Engine.Boot(ctx, o.Config)
@@ -142,20 +151,32 @@ func configure(ctx context.Context, a *guest.Agent, p spore.Process, note func(s
 
 // connectWhileAlive is connect, given up as soon as the VM has ended.
 func (m *machine) connectWhileAlive(ctx context.Context) (*guest.Agent, error) {
-	ctx, cancel := context.WithCancelCause(ctx)
-	defer cancel(nil)
-	go func() {
-		select {
-		case <-m.vm.Done():
-			cancel(fmt.Errorf("the hypervisor ended: %v", m.vm.Err()))
-		case <-ctx.Done():
-		}
-	}()
+	ctx, cancel := context.WithCancel(ctx)
+	defer cancel()
+	go m.cancelAtExit(ctx, cancel)
 	a, err := m.connect(ctx)
-	if err != nil && context.Cause(ctx) != nil {
-		err = errors.Join(context.Cause(ctx), err)
+	if err != nil && m.vm.State() == vmm.StateExited {
+		err = errors.Join(m.vm.Err(), err)
 	}
 	return a, err
+}
+
+// cancelAtExit ends a wait for a guest when its VM has ended; it returns when ctx ends.
+func (m *machine) cancelAtExit(ctx context.Context, cancel context.CancelFunc) {
+	select {
+	case <-m.vm.Done():
+		cancel()
+	case <-ctx.Done():
+	}
+}
+
+// probe is a template's readiness as the agent is asked for it.
+func probe(r spore.Readiness) guest.Probe {
+	p := guest.Probe{Command: r.Command, Port: r.TCPPort, HTTPPath: r.HTTPPath, Interval: 200 * time.Millisecond}
+	if r.HTTPPath != "" {
+		p.HTTPPort = cmp.Or(r.HTTPPort, 80)
+	}
+	return p
 }
 
 // ready waits for a template's readiness probe. One that never passes is answered with what the guest said last.
@@ -168,21 +189,14 @@ func (m *machine) ready(ctx context.Context, a *guest.Agent, r spore.Readiness, 
 	defer cancel()
 	note("waiting for readiness: " + r.String())
 	start := time.Now()
-	var last error
-	for {
-		last = a.Ready(probeCtx, r)
-		if last == nil {
-			note(fmt.Sprintf("ready after %s", time.Since(start).Round(time.Millisecond)))
-			return nil
-		}
-		select {
-		case <-probeCtx.Done():
-		case <-m.vm.Done():
-			return m.unreached(m.vm.Err(), "the guest ended before it was ready")
-		case <-time.After(200 * time.Millisecond):
-			continue
-		}
-		break
+	go m.cancelAtExit(probeCtx, cancel)
+	last := a.Ready(probeCtx, probe(r))
+	if last == nil {
+		note(fmt.Sprintf("ready after %s", time.Since(start).Round(time.Millisecond)))
+		return nil
+	}
+	if m.vm.State() == vmm.StateExited {
+		return m.unreached(m.vm.Err(), "the guest ended before it was ready")
 	}
 	if ctx.Err() != nil {
 		return ctx.Err()

@@ -51,7 +51,10 @@ func (n *Node) capture(ctx context.Context, s *spore.Sandbox, frozenID, parent s
 		}
 		return nil, err
 	}
-	f := facts(manifest)
+	f, err := n.facts(manifest)
+	if err != nil {
+		return nil, err
+	}
 	f.Paused, f.Total = draft.Timings().Paused, time.Since(start)
 	n.log.Info("captured", "frozen", frozenID, "vm", m.id, "timings", draft.Timings())
 	return f, nil
@@ -84,7 +87,7 @@ func (n *Node) Flatten(ctx context.Context, frozenID string, toBase bool) (*spor
 	if err != nil {
 		return nil, err
 	}
-	return facts(m), nil
+	return n.facts(m)
 }
 
 // Frozen answers the facts of a frozen state.
@@ -93,7 +96,7 @@ func (n *Node) Frozen(ctx context.Context, frozenID string) (*spore.Frozen, erro
 	if err != nil {
 		return nil, err
 	}
-	return facts(m), nil
+	return n.facts(m)
 }
 
 // FrozenIDs lists the ids of all frozen states, the damaged ones too.
@@ -112,14 +115,14 @@ func (n *Node) Forget(ctx context.Context, frozenID string) error {
 	return n.opt.Frozen.Remove(frozenID)
 }
 
-func facts(m *frozen.Manifest) *spore.Frozen {
-	f := &spore.Frozen{
-		ID: m.ID, MemoryBytes: m.Memory.Top().Stored, ChainDepth: len(m.Memory.Layers),
+func (n *Node) facts(m *frozen.Manifest) (*spore.Frozen, error) {
+	memory, disk, err := n.opt.Frozen.Kept(m)
+	if err != nil {
+		return nil, err
+	}
+	return &spore.Frozen{
+		ID: m.ID, MemoryBytes: memory, DiskBytes: disk, ChainDepth: len(m.Memory.Layers),
 		KernelID: m.Shape.Kernel, KernelVersion: m.Shape.KernelVersion, AgentVersion: m.Shape.AgentVersion,
 		Engine: m.Shape.Engine.Engine, StateFormat: m.Shape.Engine.StateFormat,
-	}
-	if m.Disk != nil {
-		f.DiskBytes = m.Disk.Top().Stored
-	}
-	return f
+	}, nil
 }

@@ -62,7 +62,7 @@ func Open(ctx context.Context, opt Options) (*Node, error) {
 	if err != nil {
 		return nil, err
 	}
-	for _, dir := range []string{"vms", "tmp"} {
+	for _, dir := range []string{"vms", "blank"} {
 		if err := os.MkdirAll(filepath.Join(opt.DataDir, dir), 0o711); err != nil {
 			return nil, err
 		}

@@ -3,6 +3,7 @@ package node
 import (
 	"context"
 	"fmt"
+	"os"
 	"slices"
 	"strings"
 
@@ -142,13 +143,12 @@ func (n *Node) Collect(ctx context.Context, dryRun bool) ([]spore.GarbageItem, e
 		return nil, err
 	}
 	items = append(items, artifacts...)
-	blobs, err := n.opt.Images.PlanBlobs(ctx)
+	layers := []spore.GarbageItem{}
+	_, err = n.opt.Images.SweepBlobs(func(digest string) bool { layers = append(layers, n.layer(digest)); return true })
 	if err != nil {
 		return nil, err
 	}
-	for _, b := range blobs {
-		items = append(items, spore.GarbageItem{ID: b.Digest, Kind: "layer", Bytes: b.Bytes, Reason: "cached image layer; a build that needs it downloads it again"})
-	}
+	items = append(items, layers...)
 	if dryRun {
 		return items, nil
 	}
@@ -156,16 +156,21 @@ func (n *Node) Collect(ctx context.Context, dryRun bool) ([]spore.GarbageItem, e
 		return nil, err
 	}
 	for _, a := range artifacts {
-		if err := n.opt.Images.Remove(a.ID); err != nil && !isNotFound(err) {
+		if err := n.opt.Images.Remove(ctx, a.ID); err != nil && !isNotFound(err) {
 			return nil, err
 		}
 	}
-	for _, b := range blobs {
-		if err := n.opt.Images.RemoveBlob(b.Digest); err != nil && !isNotFound(err) {
-			return nil, err
-		}
+	_, err = n.opt.Images.SweepBlobs(func(string) bool { return false })
+	return items, err
+}
+
+// layer describes a cached image layer.
+func (n *Node) layer(digest string) spore.GarbageItem {
+	item := spore.GarbageItem{ID: digest, Kind: "layer", Reason: "cached; a build that needs it downloads it again"}
+	if st, err := os.Stat(n.path("blobs", "sha256", strings.TrimPrefix(digest, "sha256:"))); err == nil {
+		item.Bytes = st.Size()
 	}
-	return items, nil
+	return item
 }
 
 func (n *Node) unusedArtifacts(ctx context.Context) ([]spore.GarbageItem, error) {

@@ -142,7 +142,10 @@ func (n *Node) config(ctx context.Context, id string, shape frozen.Shape, memory
 	if err != nil {
 		return vmm.Config{}, err
 	}
-	rootfs, err := n.opt.Images.Path(ctx, shape.Artifact)
+	if err := n.opt.Images.VerifyQuick(ctx, shape.Artifact); err != nil {
+		return vmm.Config{}, err
+	}
+	rootfs, err := n.opt.Images.Get(shape.Artifact)
 	if err != nil {
 		return vmm.Config{}, err
 	}
@@ -151,7 +154,7 @@ func (n *Node) config(ctx context.Context, id string, shape frozen.Shape, memory
 		ID: id, Dir: dir, VCPUs: shape.VCPUs, MemoryMiB: shape.MemoryMiB,
 		Kernel: bundle.VmlinuzPath(), Initrd: bundle.InitrdPath(), Cmdline: shape.Cmdline, Memory: memory,
 		Drives: []vmm.Drive{
-			{ID: "rootfs", Path: rootfs, ReadOnly: true},
+			{ID: "rootfs", Path: rootfs.Path, ReadOnly: true},
 			{ID: "disk", Path: filepath.Join(dir, diskFile)},
 		},
 	}, nil
