@@ -18,27 +18,37 @@ type Store interface {
 	// View runs fn on a consistent picture of the rows. fn must not keep tx.
 	View(ctx context.Context, fn func(tx Tx) error) error
 	// Update runs fn in one write transaction, committed when fn returns nil. fn may be run again when the database
-	// asks for it, so it must have no effect outside the transaction. fn must be short: it holds the writer's lock.
+	// asks for it, so it must have no effect outside the transaction. fn must be short: it holds the writer's lock. It must not
+	// call Update, Work or CancelWork, which would wait for it. When fn panics, nothing is kept.
 	Update(ctx context.Context, fn func(tx Tx) error) error
 
-	// Work starts taking enqueued jobs and calls run for each, at most workers at a time, until ctx ends or Stop is
-	// called. A job whose process died is run again at the next Work. run gets a context that CancelWork cancels.
-	// A run that returns nil is done with, whatever became of the job; one that returns an error is tried again
-	// with back-off (at most attempts in all), and run is told which attempt it is.
+	// Work begins to take enqueued jobs and returns; it calls run for each, at most workers at a time, until Stop is called
+	// or ctx ends, which also cancels the runs under way. run gets a context that CancelWork cancels.
+	//
+	// A run that returns nil is done with, whatever became of the job; one that returns an error, or panics, is tried again
+	// with back-off (at most attempts in all), and run is told which attempt it is, counted from 1. A run that fails
+	// because the store stops keeps its attempt. One whose process died is run again at the next Work as the next
+	// attempt, even when it was the last: an attempt beyond attempts says that the job has killed the server as often,
+	// and run had better settle the job than try it again.
 	Work(ctx context.Context, workers int, run func(ctx context.Context, jobID string, attempt int, last bool) error) error
-	// CancelWork ends the run of a job: its context is cancelled if it runs here, and it is not started again.
+	// CancelWork ends the run of a job: its context is cancelled if it runs here, and it is not started again. It may be called
+	// at any time, and twice; it is spore.CodeNotFound only when there is no such job.
 	CancelWork(ctx context.Context, jobID string) error
-	// Stop stops taking work, waits for the runs under way until ctx ends, then cancels them.
+	// Stop stops taking work and waits for the runs under way until ctx ends; then it cancels them and waits for them to
+	// return, for ten seconds at most. It may be called when nothing works.
 	Stop(ctx context.Context) error
 
 	// Changes tells of committed changes: the returned channel is closed at the next commit of an Update made through this
 	// Store. It lets watchers wait without polling.
 	Changes() <-chan struct{}
 
+	// Close stops work at once and lets go of the database.
 	Close() error
 }
 
-// Tx is one transaction. Getters answer spore.CodeNotFound for unknown ids. Values handed out are copies.
+// Tx is one transaction, for one goroutine. Getters and updates answer spore.CodeNotFound for unknown ids, and so does a row that
+// refers to a template, sandbox or job that does not exist: what is referred to is inserted first. Values handed out are
+// copies, with times in UTC; a map that is empty comes back nil.
 type Tx interface {
 	// InsertTemplate adds a row; spore.CodeConflict when the id or the live name is taken.
 	InsertTemplate(t *spore.Template) error
@@ -50,13 +60,16 @@ type Tx interface {
 	UpdateTemplate(t *spore.Template) error
 	Templates(f TemplateFilter) ([]*spore.Template, Page, error)
 
+	// InsertSandbox adds a row; its template must exist.
 	InsertSandbox(s *spore.Sandbox) error
 	Sandbox(id string) (*spore.Sandbox, error)
 	UpdateSandbox(s *spore.Sandbox) error
 	Sandboxes(f SandboxFilter) ([]*spore.Sandbox, Page, error)
-	// PurgeSandboxes removes rows KILLED before the given time and answers how many.
+	// PurgeSandboxes removes rows KILLED and not updated since the given time, with their released refs, and answers how many.
+	// Rows with refs that are not released stay.
 	PurgeSandboxes(before time.Time) (int, error)
 
+	// InsertJob adds a row; spore.CodeBusy when another job is active on the same resource.
 	InsertJob(j *spore.Job) error
 	Job(id string) (*spore.Job, error)
 	UpdateJob(j *spore.Job) error
@@ -64,13 +77,16 @@ type Tx interface {
 	// ActiveJob is the job that is changing a resource, nil when there is none: there is at most one. FORK and
 	// SNAPSHOT_ROLLBACK only read their resource; they do not count, and any number may be active.
 	ActiveJob(resourceID string) (*spore.Job, error)
+	// AppendJobLog adds a line to a job's log, as the next in order: line.Seq is not looked at.
 	AppendJobLog(jobID string, line spore.LogLine) error
+	// JobLog reads the lines after the one with that number, at most limit of them (0: 1000, the most there can be).
 	JobLog(jobID string, after int64, limit int) ([]spore.LogLine, error)
-	// Enqueue puts a job in the queue, to be run after this transaction commits.
+	// Enqueue puts a job in the queue, to be run after this transaction commits. A job that waits or runs already stays where
+	// it is.
 	Enqueue(jobID string, attempts int) error
 
-	// PutRef inserts a ref (ID 0) or updates one, checked against the transition table. A sandbox has at most one ref
-	// that is RESERVED or ACTIVE per generation.
+	// PutRef inserts a ref (ID 0) and sets its ID, or updates one, checked against the transition table. Its sandbox must
+	// exist, and has at most one ref that is RESERVED or ACTIVE per generation: spore.CodeConflict.
 	PutRef(r *spore.RuntimeRef) error
 	// Refs lists refs in any of the given statuses (all when none given) of a template and/or a sandbox; "" matches any.
 	Refs(templateID, sandboxID string, statuses ...spore.RuntimeRefStatus) ([]*spore.RuntimeRef, error)
@@ -99,8 +115,8 @@ type Replay struct {
 // Page says how to go on with a list; Next is empty at its end. It is opaque to clients.
 type Page struct{ Next string }
 
-// Paging asks for one page. Limit 0 is 100; 1000 at most. After is a Page.Next; a malformed one is
-// spore.CodeInvalid on field "pageToken".
+// Paging asks for one page. Limit 0 is 100; 1000 at most, or it is spore.CodeInvalid on field "limit". After is a Page.Next
+// of the same kind of list; a malformed one is spore.CodeInvalid on field "pageToken".
 type Paging struct {
 	Limit int
 	After string

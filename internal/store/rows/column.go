@@ -47,6 +47,27 @@ func (c *timeColumn) Scan(src any) error {
 	return nil
 }
 
+// flagColumn keeps a flag as 0 or 1, which every database can compare with the same literals.
+type flagColumn struct{ b *bool }
+
+func asFlag(b *bool) *flagColumn { return &flagColumn{b} }
+
+func (c *flagColumn) Value() (driver.Value, error) {
+	if *c.b {
+		return int64(1), nil
+	}
+	return int64(0), nil
+}
+
+func (c *flagColumn) Scan(src any) error {
+	n, ok := src.(int64)
+	if !ok {
+		return fmt.Errorf("a flag is kept as %T", src)
+	}
+	*c.b = n != 0
+	return nil
+}
+
 // jsonColumn keeps a value as a JSON document.
 type jsonColumn[T any] struct{ v *T }
 

@@ -22,7 +22,7 @@ type pullDocument struct {
 func jobFields(j *spore.Job) []any {
 	return []any{
 		&j.ID, &j.Operation, &j.ResourceType, &j.ResourceID, &j.SandboxID, &j.Status, &j.Phase, &j.Progress, asJSON((*pullDocument)(&j.Pull)),
-		&j.AttemptNo, &j.RetryOfJobID, asJSON(&j.Error), &j.Request, &j.Result, &j.CancelAsked,
+		&j.AttemptNo, &j.RetryOfJobID, asJSON(&j.Error), &j.Request, &j.Result, asFlag(&j.CancelAsked),
 		asTime(&j.CreatedAt), asTime(&j.StartedAt), asTime(&j.FinishedAt),
 	}
 }

@@ -59,6 +59,7 @@ type listing struct {
 	table, columns string
 	where          []string
 	args           []any
+	rare           bool // few rows match: find them and sort them, rather than walk the whole list in its order
 }
 
 func (l *listing) and(condition string, args ...any) {
@@ -66,10 +67,11 @@ func (l *listing) and(condition string, args ...any) {
 	l.args = append(l.args, args...)
 }
 
-// AndText demands that a column have a value, if one is given.
+// AndText demands that a column have a value, if one is given. That the value is not empty is said again in SQL, because
+// indexes that leave empty values out are used only then.
 func (l *listing) andText(column, value string) {
 	if value != "" {
-		l.and(column+" = ?", value)
+		l.and(column+" = ? AND "+column+" <> ''", value)
 	}
 }
 
@@ -106,7 +108,11 @@ func selectPage[T any](tx *Tx, l *listing, p store.Paging, fields func(*T) []any
 	if len(l.where) > 0 {
 		query += " WHERE " + strings.Join(l.where, " AND ")
 	}
-	query += " ORDER BY created_at DESC, id DESC LIMIT ?"
+	order := "created_at"
+	if l.rare {
+		order = "created_at + 0" // no index has that, so none tempts the database to go by it
+	}
+	query += " ORDER BY " + order + " DESC, id DESC LIMIT ?"
 	list, err := selectRows(tx, fields, query, append(l.args, limit+1)...)
 	if err != nil || len(list) <= limit {
 		return list, store.Page{}, err

@@ -15,7 +15,7 @@ const sandboxColumns = `id, state, state_reason, template_id, node_id, generatio
 func sandboxFields(s *spore.Sandbox) []any {
 	return []any{
 		&s.ID, &s.State, &s.StateReason, &s.TemplateID, &s.NodeID, &s.Generation,
-		&s.Resources.VCPUs, &s.Resources.MemoryMiB, &s.Resources.DiskMiB, asMap(&s.Labels), asMap(&s.Env), &s.Cold, &s.FrozenID,
+		&s.Resources.VCPUs, &s.Resources.MemoryMiB, &s.Resources.DiskMiB, asMap(&s.Labels), asMap(&s.Env), asFlag(&s.Cold), &s.FrozenID,
 		asTime(&s.CreatedAt), asTime(&s.UpdatedAt), asTime(&s.EndsAt), &s.OnEnd,
 	}
 }
@@ -60,6 +60,7 @@ func (tx *Tx) Sandboxes(f store.SandboxFilter) ([]*spore.Sandbox, store.Page, er
 	l.andText("template_id", f.TemplateID)
 	if !f.EndsBefore.IsZero() {
 		l.and("ends_at <> 0 AND ends_at <= ?", asTime(&f.EndsBefore))
+		l.rare = true
 	}
 	l.andLabels(tx.dialect, f.Labels)
 	return selectPage(tx, l, f.Paging, sandboxFields, func(s *spore.Sandbox) (time.Time, string) { return s.CreatedAt, s.ID })

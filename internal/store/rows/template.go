@@ -39,10 +39,10 @@ func templateFields(t *spore.Template) []any {
 	return []any{
 		&t.ID, &t.Name, &t.Kind, &t.Status,
 		&t.Image.Reference, &t.Image.Digest, &t.Image.Platform, &t.ArtifactID, &t.KernelID,
-		&t.EgressCA.Baked, &t.EgressCA.Fingerprint, &t.EgressCA.TargetsWritten,
+		asFlag(&t.EgressCA.Baked), &t.EgressCA.Fingerprint, &t.EgressCA.TargetsWritten,
 		&t.Resources.VCPUs, &t.Resources.MemoryMiB, &t.Resources.DiskMiB,
 		asJSON((*processDocument)(&t.Process)), asJSON((*readinessDocument)(&t.Readiness)),
-		&t.ParentID, &t.OriginSandbox, &t.OriginNode, &t.Ephemeral, asMap(&t.Labels),
+		&t.ParentID, &t.OriginSandbox, &t.OriginNode, asFlag(&t.Ephemeral), asMap(&t.Labels),
 		&t.MemoryBytes, &t.DiskBytes, &t.LastError, &t.JobID, asTime(&t.CreatedAt), asTime(&t.UpdatedAt),
 	}
 }
@@ -115,8 +115,11 @@ func (tx *Tx) Templates(f store.TemplateFilter) ([]*spore.Template, store.Page, 
 	if !f.Deleted {
 		l.and(templateLive)
 	}
-	if f.EphemeralOnly || !f.Ephemeral {
-		l.and("ephemeral = ?", f.EphemeralOnly)
+	switch { // spelled out rather than as parameters, for the partial index
+	case f.EphemeralOnly:
+		l.and("ephemeral = 1")
+	case !f.Ephemeral:
+		l.and("ephemeral = 0")
 	}
 	l.andText("kind", string(f.Kind))
 	l.andText("status", string(f.Status))

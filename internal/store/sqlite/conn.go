@@ -15,9 +15,8 @@ var dialect = rows.Dialect{
 // conn is one transaction as package rows sees it.
 type conn struct {
 	tx *sql.Tx
-	// A statement that is interrupted takes the whole write transaction with it, the work of others included. So in one,
-	// statements run to their end, and a caller's end is noticed between them.
-	uninterrupted bool
+	// Of the writer; nil in a transaction that only reads.
+	statements *statements
 	// Why SQLite has given the transaction up, if it has. Whatever ran after that would be committed on its own.
 	lost error
 }
@@ -28,7 +27,14 @@ func (c *conn) Exec(ctx context.Context, query string, args ...any) (int64, erro
 	if c.lost != nil {
 		return 0, c.lost
 	}
-	result, err := c.tx.ExecContext(c.bound(ctx), query, args...)
+	ctx, statement := c.prepare(ctx, query)
+	var result sql.Result
+	var err error
+	if statement != nil {
+		result, err = statement.ExecContext(ctx, args...)
+	} else {
+		result, err = c.tx.ExecContext(ctx, query, args...)
+	}
 	if err != nil {
 		return 0, c.failed(err)
 	}
@@ -39,18 +45,29 @@ func (c *conn) Query(ctx context.Context, query string, args ...any) (rows.Curso
 	if c.lost != nil {
 		return nil, c.lost
 	}
-	cursor, err := c.tx.QueryContext(c.bound(ctx), query, args...)
+	ctx, statement := c.prepare(ctx, query)
+	var cursor *sql.Rows
+	var err error
+	if statement != nil {
+		cursor, err = statement.QueryContext(ctx, args...)
+	} else {
+		cursor, err = c.tx.QueryContext(ctx, query, args...)
+	}
 	if err != nil {
 		return nil, c.failed(err)
 	}
 	return &cursorOf{cursor, c}, nil
 }
 
-func (c *conn) bound(ctx context.Context) context.Context {
-	if c.uninterrupted {
-		return context.WithoutCancel(ctx)
+// Prepare answers the compiled form of a query, nil when there is none, and the context to run it under. A statement that is
+// interrupted takes the whole write transaction with it, the work of others included. So there statements run to their
+// end, and that a caller has left is noticed between them.
+func (c *conn) prepare(ctx context.Context, query string) (context.Context, *sql.Stmt) {
+	if c.statements == nil {
+		return ctx, nil
 	}
-	return ctx
+	ctx = context.WithoutCancel(ctx)
+	return ctx, c.statements.of(ctx, c.tx, query)
 }
 
 // Failed translates err and remembers it when it has cost the transaction.

@@ -40,18 +40,16 @@ func migrate(ctx context.Context, db *sql.DB) error {
 	if have > want {
 		return writtenByNewer(have, want)
 	}
-	queueWant := 0
+	var queueWant int64
 	for _, m := range theirs.AllVersions() {
-		queueWant = max(queueWant, m.Version)
+		queueWant = max(queueWant, int64(m.Version))
 	}
-	existing, err := theirs.ExistingVersions(ctx)
+	queueHave, err := queueVersion(ctx, db)
 	if err != nil {
 		return fmt.Errorf("find out the version of the queue's tables: %w", translate(err))
 	}
-	for _, m := range existing {
-		if m.Version > queueWant {
-			return writtenByNewer(int64(m.Version), int64(queueWant))
-		}
+	if queueHave > queueWant {
+		return writtenByNewer(queueHave, queueWant)
 	}
 
 	if have < want {
@@ -59,12 +57,24 @@ func migrate(ctx context.Context, db *sql.DB) error {
 			return fmt.Errorf("migrate the tables: %w", translate(err))
 		}
 	}
-	if len(existing) < len(theirs.AllVersions()) {
+	if queueHave < queueWant {
 		if _, err := theirs.Migrate(ctx, rivermigrate.DirectionUp, nil); err != nil {
 			return fmt.Errorf("migrate the queue's tables: %w", translate(err))
 		}
 	}
 	return nil
+}
+
+// QueueVersion is the newest of River's migrations that the database has had, 0 when none. River itself cannot be asked: it
+// fails on versions that it does not know.
+func queueVersion(ctx context.Context, db *sql.DB) (version int64, err error) {
+	var tables int
+	err = db.QueryRowContext(ctx, "SELECT COUNT(*) FROM sqlite_schema WHERE type = 'table' AND name = 'river_migration'").Scan(&tables)
+	if err != nil || tables == 0 {
+		return 0, err
+	}
+	err = db.QueryRowContext(ctx, "SELECT COALESCE(MAX(version), 0) FROM river_migration").Scan(&version)
+	return version, err
 }
 
 func writtenByNewer(have, want int64) error {

@@ -102,7 +102,7 @@ func open(ctx context.Context, path string, opts Options) (_ *Store, err error) 
 // each other's way.
 func address(path string, extra url.Values) string {
 	query := url.Values{"_pragma": append([]string{
-		"busy_timeout(10000)", "journal_mode(WAL)", "synchronous(FULL)", "foreign_keys(1)", "cache_size(-16000)",
+		"busy_timeout(10000)", "journal_mode(WAL)", "synchronous(FULL)", "foreign_keys(1)", "cache_size(-16000)", "temp_store(MEMORY)",
 	}, extra["_pragma"]...)}
 	if lock := extra.Get("_txlock"); lock != "" {
 		query.Set("_txlock", lock)
@@ -198,8 +198,12 @@ func (s *Store) Stop(ctx context.Context) error { return s.queue.Stop(ctx) }
 
 func (s *Store) Changes() <-chan struct{} { return s.changes.next() }
 
-// Close closes the file. Work must have been stopped.
-func (s *Store) Close() error { return s.closePools() }
+// Close cancels the runs under way, if Stop was not called, and closes the file.
+func (s *Store) Close() error {
+	ctx, cancel := context.WithCancel(context.Background())
+	cancel()
+	return errors.Join(s.queue.Stop(ctx), s.closePools())
+}
 
 func (s *Store) closePools() error {
 	var errs []error

@@ -14,9 +14,11 @@ import (
 // savepoint of its own, so one that fails takes nothing of the others with it. Nobody returns before the commit.
 type writer struct {
 	db      *sql.DB
+	known   *statements
 	turn    chan struct{} // holds one token while somebody has the turn
 	waiting atomic.Int64  // how many wait for the turn
 	batch   *batch        // of the one who has the turn; nil when no transaction is open
+	maxAge  time.Duration // of a batch that more may join
 }
 
 // batch is one SQLite transaction with the work of one or more callers in it.
@@ -34,7 +36,9 @@ const (
 	maxBatchAge = 10 * time.Millisecond
 )
 
-func newWriter(db *sql.DB) *writer { return &writer{db: db, turn: make(chan struct{}, 1)} }
+func newWriter(db *sql.DB) *writer {
+	return &writer{db: db, known: newStatements(db), turn: make(chan struct{}, 1), maxAge: maxBatchAge}
+}
 
 // Do runs fn in a transaction and returns once it is committed, or rolled back because of the error returned.
 func (w *writer) do(ctx context.Context, fn func(c *conn) error) error {
@@ -57,19 +61,29 @@ func (w *writer) take(ctx context.Context, fn func(c *conn) error) (*batch, erro
 		return nil, err
 	}
 	if w.batch == nil {
-		tx, err := w.db.BeginTx(context.WithoutCancel(ctx), nil)
-		if err != nil {
+		if err := w.begin(context.WithoutCancel(ctx)); err != nil {
 			return nil, translate(err)
 		}
-		w.batch = &batch{tx: tx, began: time.Now(), done: make(chan struct{})}
 	}
 	b := w.batch
 	return b, w.run(fn)
 }
 
+func (w *writer) begin(ctx context.Context) error {
+	if err := w.known.prepare(ctx); err != nil {
+		return err
+	}
+	tx, err := w.db.BeginTx(ctx, nil)
+	if err != nil {
+		return err
+	}
+	w.batch = &batch{tx: tx, began: time.Now(), done: make(chan struct{})}
+	return nil
+}
+
 // Pass gives the turn to the next one, having committed if there is nobody to leave that to, or the batch is full.
 func (w *writer) pass() {
-	if b := w.batch; b != nil && (w.waiting.Load() == 0 || b.size >= maxBatch || time.Since(b.began) > maxBatchAge) {
+	if b := w.batch; b != nil && (w.waiting.Load() == 0 || b.size >= maxBatch || time.Since(b.began) > w.maxAge) {
 		w.end(translate(b.tx.Commit()))
 	}
 	<-w.turn
@@ -84,12 +98,11 @@ func (w *writer) end(err error) {
 
 // Run runs fn inside the batch, and takes what it did back when it fails, panics or ends its goroutine.
 func (w *writer) run(fn func(c *conn) error) (err error) {
-	const name = "member"
 	b := w.batch
-	c := &conn{tx: b.tx, uninterrupted: true}
+	c := &conn{tx: b.tx, statements: w.known}
 	alone := b.size == 0 // then the transaction itself will do for a savepoint
 	if !alone {
-		if _, err := b.tx.Exec("SAVEPOINT " + name); err != nil {
+		if _, err := c.Exec(context.Background(), "SAVEPOINT member"); err != nil {
 			return w.abandon(err)
 		}
 	}
@@ -100,7 +113,7 @@ func (w *writer) run(fn func(c *conn) error) (err error) {
 			err = errors.Join(err, w.abandon(c.lost))
 		case finished && err == nil:
 			if !alone {
-				if _, releaseErr := b.tx.Exec("RELEASE " + name); releaseErr != nil {
+				if _, releaseErr := c.Exec(context.Background(), "RELEASE member"); releaseErr != nil {
 					err = w.abandon(releaseErr)
 					return
 				}
@@ -109,7 +122,7 @@ func (w *writer) run(fn func(c *conn) error) (err error) {
 		case alone:
 			w.end(b.tx.Rollback())
 		default:
-			if _, undoErr := b.tx.Exec("ROLLBACK TO " + name + "; RELEASE " + name); undoErr != nil {
+			if _, undoErr := b.tx.Exec("ROLLBACK TO member; RELEASE member"); undoErr != nil {
 				err = errors.Join(err, w.abandon(undoErr))
 			}
 		}

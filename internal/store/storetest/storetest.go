@@ -2,7 +2,6 @@
 package storetest
 
 import (
-	"context"
 	"fmt"
 	"testing"
 	"time"
@@ -57,11 +56,6 @@ func reopen(t *testing.T, open Open, dir string) store.Store {
 	t.Helper()
 	s := open(t, dir)
 	t.Cleanup(func() {
-		ctx, cancel := context.WithCancel(context.Background())
-		cancel() // runs that still go on are not waited for, but cancelled
-		if err := s.Stop(ctx); err != nil {
-			t.Errorf("stop: %v", err)
-		}
 		if err := s.Close(); err != nil {
 			t.Errorf("close: %v", err)
 		}

@@ -35,7 +35,7 @@ CREATE UNIQUE INDEX templates_live_name ON templates (name) WHERE name <> '' AND
 CREATE INDEX templates_page ON templates (created_at, id);
 CREATE INDEX templates_live_page ON templates (created_at, id) WHERE status NOT IN ('DELETING', 'DELETED');
 CREATE INDEX templates_live_kind_page ON templates (kind, created_at, id) WHERE status NOT IN ('DELETING', 'DELETED');
-CREATE INDEX templates_live_ephemeral_page ON templates (ephemeral, created_at, id) WHERE status NOT IN ('DELETING', 'DELETED');
+CREATE INDEX templates_ephemeral_page ON templates (created_at, id) WHERE ephemeral = 1;
 CREATE INDEX templates_status_page ON templates (status, created_at, id);
 CREATE INDEX templates_origin_page ON templates (origin_sandbox, created_at, id) WHERE origin_sandbox <> '';
 CREATE INDEX templates_parent_page ON templates (parent_id, created_at, id) WHERE parent_id <> '';
