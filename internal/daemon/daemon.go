@@ -31,6 +31,7 @@ type Config struct {
 	Engine    string // "qemu" or "sim"; "" is qemu
 	Accel     string // "auto", "kvm" or "tcg"; "" is auto
 	Pool      int    // VMs kept ready for each template in use
+	Init      string // file of spore-init for kernel bundles; "" is the one built in
 	Version   string
 	Logger    *slog.Logger
 
@@ -91,7 +92,7 @@ func Serve(ctx context.Context, cfg Config) (err error) {
 		defer cancel()
 		return tc.Stop(ctx)
 	})
-	svc := &service{Center: tc, node: machine, version: cfg.Version, dataDir: dir.path}
+	svc := &service{Center: tc, node: machine, version: cfg.Version, dataDir: dir.path, init: cfg.Init}
 	return serveHTTP(ctx, cfg, dir, listener, gateway.New(svc, gateway.Options{Token: token, LoopbackOnly: loopback, Logger: cfg.Logger}))
 }
 

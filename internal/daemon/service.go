@@ -16,6 +16,7 @@ type service struct {
 	node    *node.Node
 	version string
 	dataDir string
+	init    string
 }
 
 var _ gateway.Service = (*service)(nil)
@@ -40,7 +41,7 @@ func kernelView(b node.Kernel) gateway.Kernel {
 }
 
 func (s *service) InstallKernel(ctx context.Context, src gateway.KernelSource, progress func(step string, done, total int64)) (*gateway.Kernel, error) {
-	init, err := initbin.Load("")
+	init, err := initbin.Load(s.init)
 	if err != nil {
 		return nil, err
 	}
