@@ -72,6 +72,11 @@ func ParseReference(s string) (Reference, error) {
 	if err != nil {
 		return refuse("%q is not a valid image reference", s)
 	}
+	for part := range strings.SplitSeq(ref.Context().RepositoryStr(), "/") {
+		if strings.Trim(part, "._-") != part || part == "" {
+			return refuse("%q is not a valid image reference: %q cannot be a part of a repository's name", s, part)
+		}
+	}
 	return Reference{Transport: Registry, remote: ref, text: s}, nil
 }
 

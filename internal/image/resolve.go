@@ -201,9 +201,6 @@ func (s *Store) document(ctx context.Context, src source, d v1.Descriptor) ([]by
 	if d.Size > maxDocument {
 		return nil, errTooLarge(d)
 	}
-	if data, err := s.blobs.read(d.Digest, maxDocument); err == nil {
-		return data, nil
-	}
 	open := func() (io.ReadCloser, error) { return src.open(ctx, d) }
 	if d.Data != nil {
 		digest, _, err := v1.SHA256(bytes.NewReader(d.Data))
@@ -211,6 +208,9 @@ func (s *Store) document(ctx context.Context, src source, d v1.Descriptor) ([]by
 			return d.Data, err // made up by the source, so there is nothing to verify or to keep
 		}
 		open = func() (io.ReadCloser, error) { return io.NopCloser(bytes.NewReader(d.Data)), nil }
+	}
+	if data, err := s.blobs.read(d.Digest, maxDocument); err == nil {
+		return data, nil
 	}
 	if err := s.blobs.ensure(ctx, d, "document", open, func(int64) {}); err != nil {
 		return nil, err
