@@ -44,10 +44,11 @@ func parseToken(list, token string) (position, error) {
 		return position{}, malformed
 	}
 	created, err := strconv.ParseInt(parts[2], 36, 64)
-	if err != nil || strconv.FormatInt(created, 36) != parts[2] {
+	p := position{list: list, created: created, id: parts[3]}
+	if err != nil || p.token() != token { // there is one way to write a position; parsers accept more
 		return position{}, malformed
 	}
-	return position{list: list, created: created, id: parts[3]}, nil
+	return p, nil
 }
 
 func isID(s string) bool {

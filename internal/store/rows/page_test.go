@@ -16,6 +16,7 @@ func FuzzParseToken(f *testing.F) {
 	f.Add("templates", base64.RawURLEncoding.EncodeToString([]byte("1.templates.-z.a")))
 	f.Add("templates", base64.RawURLEncoding.EncodeToString([]byte("1.templates.+1.a")))
 	f.Add("templates", base64.RawURLEncoding.EncodeToString([]byte("1.templates.zzzzzzzzzzzzzzzzzz.a")))
+	f.Add("templates", good[:14]+"\r\n"+good[14:])
 	f.Fuzz(func(t *testing.T, list, token string) {
 		p, err := parseToken(list, token)
 		if err != nil {
