@@ -1,0 +1,181 @@
+package bench
+
+import (
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io"
+	"os"
+	"path/filepath"
+	"strconv"
+	"strings"
+	"time"
+
+	"github.com/jedib0t/go-pretty/v6/table"
+)
+
+// Format is the version of the JSON that Report writes.
+const Format = 1
+
+// Report is one run of the benchmark.
+type Report struct {
+	Format  int       `json:"format"`
+	Started time.Time `json:"started"`
+	Seconds float64   `json:"seconds"`
+	Quick   bool      `json:"quick"` // a short run: too few repetitions to judge by
+	Scope   Scope     `json:"scope"`
+	Rows    []*Row    `json:"rows"`
+}
+
+// Verdicts of a row.
+const (
+	Met    = "met"
+	Missed = "missed"
+	Failed = "failed" // nothing could be measured, or what must not fail failed
+)
+
+// Row is one line of the table: one goal, and what was measured for it.
+type Row struct {
+	Name string `json:"name"` // to choose it by
+	What string `json:"what"`
+	Goal string `json:"goal"`
+
+	Measured float64 `json:"measured"` // in the terms of the goal
+	Limit    float64 `json:"limit"`
+	AtLeast  bool    `json:"atLeast"` // the measured value is to be at least the limit, rather than at most
+	Unit     string  `json:"unit"`    // of both: "x", "MiB", "failures"
+	Verdict  string  `json:"verdict"`
+	Note     string  `json:"note,omitempty"`
+
+	Series []*Series `json:"series"`
+}
+
+// series starts a new series of the row.
+func (r *Row) series(name, unit string) *Series {
+	s := &Series{Name: name, Unit: unit}
+	r.Series = append(r.Series, s)
+	return s
+}
+
+// judge settles the row's series and says whether its goal is met. measure computes the row's figure from them; it is
+// not called when a series has no values. strict rows fail with any failure, the others only when nothing is left.
+func (r *Row) judge(strict bool, measure func() float64) {
+	failures := 0
+	empty := len(r.Series) == 0
+	for _, s := range r.Series {
+		s.settle()
+		failures += len(s.Failures)
+		empty = empty || s.N == 0
+	}
+	if empty {
+		r.Verdict = Failed
+		return
+	}
+	r.Measured = measure()
+	switch {
+	case strict && failures > 0:
+		r.Verdict = Failed
+	case r.AtLeast && r.Measured >= r.Limit, !r.AtLeast && r.Measured <= r.Limit:
+		r.Verdict = Met
+	default:
+		r.Verdict = Missed
+	}
+}
+
+// failures counts the runs that came to nothing, over all series.
+func (r *Row) failures() (n int) {
+	for _, s := range r.Series {
+		n += len(s.Failures)
+	}
+	return n
+}
+
+// Print writes the report as a table for people.
+func (r *Report) Print(w io.Writer) error {
+	t := table.NewWriter()
+	t.SetStyle(table.StyleLight)
+	t.AppendHeader(table.Row{"row", "what", "n", "fail", "p50", "p90", "p99", "measured", "goal", "verdict"})
+	for i, row := range r.Rows {
+		if i > 0 {
+			t.AppendSeparator()
+		}
+		t.AppendRow(table.Row{row.Name, row.What, "", row.failures(), "", "", "", figure(row.Measured, row.Unit), row.Goal, row.Verdict})
+		for _, s := range row.Series {
+			t.AppendRow(table.Row{"", "  " + s.Name, s.N, len(s.Failures), figure(s.P50, s.Unit), figure(s.P90, s.Unit), figure(s.P99, s.Unit), "", "", ""})
+		}
+	}
+	var b strings.Builder
+	b.WriteString(t.Render() + "\n")
+	for _, row := range r.Rows {
+		if row.Note != "" {
+			fmt.Fprintf(&b, "%s: %s\n", row.Name, row.Note)
+		}
+		for _, s := range row.Series {
+			for _, f := range s.Failures {
+				fmt.Fprintf(&b, "%s, %s failed: %s\n", row.Name, s.Name, f)
+			}
+		}
+	}
+	b.WriteString(r.Scope.String())
+	if r.Quick {
+		b.WriteString("This was a quick run: too few repetitions to judge by.\n")
+	}
+	_, err := io.WriteString(w, b.String())
+	return err
+}
+
+// figure prints a value with its unit, at a precision that fits.
+func figure(v float64, unit string) string {
+	switch unit {
+	case bytesUnit:
+		return strconv.FormatFloat(v/(1<<20), 'f', 2, 64) + " MiB"
+	case kibibytes:
+		return strconv.FormatFloat(v/1024, 'f', 1, 64) + " MiB"
+	case milliseconds:
+		return strconv.FormatFloat(v, 'f', 1, 64) + " ms"
+	case "failures":
+		return strconv.FormatFloat(v, 'f', 0, 64) + " failures"
+	}
+	return strconv.FormatFloat(v, 'f', 2, 64) + " " + unit
+}
+
+// Encode writes the report as JSON.
+func (r *Report) Encode(w io.Writer) error {
+	e := json.NewEncoder(w)
+	e.SetIndent("", "  ")
+	return e.Encode(r)
+}
+
+// Save writes the report as JSON and answers the file's path. A name that ends in .json is a file, which is replaced. Any
+// other is a directory, in which the file is named by date and class of host; an earlier report of the same name stays,
+// and the newer one gets a number.
+func (r *Report) Save(name string) (string, error) {
+	if filepath.Ext(name) == ".json" {
+		f, err := os.Create(name)
+		if err != nil {
+			return "", err
+		}
+		return name, errors.Join(r.Encode(f), f.Close())
+	}
+	if err := os.MkdirAll(name, 0o755); err != nil {
+		return "", err
+	}
+	stem := filepath.Join(name, r.Started.UTC().Format(time.DateOnly)+"-"+r.Scope.Class())
+	if r.Quick {
+		stem += "-quick"
+	}
+	for n := 1; ; n++ {
+		path := stem + ".json"
+		if n > 1 {
+			path = stem + "-" + strconv.Itoa(n) + ".json"
+		}
+		f, err := os.OpenFile(path, os.O_WRONLY|os.O_CREATE|os.O_EXCL, 0o644)
+		if errors.Is(err, os.ErrExist) {
+			continue
+		}
+		if err != nil {
+			return "", err
+		}
+		return path, errors.Join(r.Encode(f), f.Close())
+	}
+}
