@@ -24,6 +24,9 @@ type Config struct {
 	Logger *slog.Logger
 	// Backoff is how long to wait after a failed attempt, counted from 1. Backoff, the function, when nil.
 	Backoff func(attempt int) time.Duration
+	// Revive puts the places of runs that died with their process back in line. It is called before work begins, when
+	// no run of this process can be under way. How to tell the dead from the living depends on who shares the database.
+	Revive func(ctx context.Context) error
 }
 
 // Queue is the work of one database. T is the type of its transactions.
@@ -115,6 +118,9 @@ func (q *Queue[T]) Start(ctx context.Context, workers int, run Run) error {
 		default:
 			return errors.New("the queue is being worked already")
 		}
+	}
+	if err := q.config.Revive(ctx); err != nil {
+		return fmt.Errorf("put the jobs of dead processes back in line: %w", err)
 	}
 	registry := river.NewWorkers()
 	worker := &worker[T]{queue: q, run: run}

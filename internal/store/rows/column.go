@@ -5,6 +5,7 @@ import (
 	"encoding/json"
 	"fmt"
 	"math"
+	"strings"
 	"time"
 
 	"github.com/sporevm/spore"
@@ -66,6 +67,23 @@ func (c *flagColumn) Scan(src any) error {
 	}
 	*c.b = n != 0
 	return nil
+}
+
+// textColumn keeps free text, such as what a guest printed last. Databases hold text to be proper UTF-8 without zero bytes; the
+// rest is replaced rather than letting a guest's babble make a write fail.
+type textColumn struct{ s *string }
+
+func asText(s *string) *textColumn { return &textColumn{s} }
+
+func (c *textColumn) Value() (driver.Value, error) {
+	const replacement = "\uFFFD"
+	return strings.ReplaceAll(strings.ToValidUTF8(*c.s, replacement), "\x00", replacement), nil
+}
+
+func (c *textColumn) Scan(src any) error {
+	text, err := textOf(src)
+	*c.s = string(text)
+	return err
 }
 
 // jsonColumn keeps a value as a JSON document.

@@ -9,13 +9,13 @@ import (
 const maxLogLines = 1000
 
 func logLineFields(l *spore.LogLine) []any {
-	return []any{&l.Seq, asTime(&l.Time), &l.Level, &l.Message}
+	return []any{&l.Seq, asTime(&l.Time), &l.Level, asText(&l.Message)}
 }
 
 func (tx *Tx) AppendJobLog(jobID string, line spore.LogLine) error {
 	_, err := tx.exec(`INSERT INTO job_log (job_id, seq, time, level, message)
 		SELECT ?, COALESCE(MAX(seq), 0) + 1, ?, ?, ? FROM job_log WHERE job_id = ?`,
-		jobID, asTime(&line.Time), line.Level, line.Message, jobID)
+		jobID, asTime(&line.Time), line.Level, asText(&line.Message), jobID)
 	if errors.Is(err, ErrReference) {
 		return unknown("job", jobID)
 	}

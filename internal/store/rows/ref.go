@@ -11,7 +11,7 @@ const refColumns = "template_id, sandbox_id, node_id, binding, sandbox_gen, stat
 
 func refFields(r *spore.RuntimeRef) []any {
 	return []any{
-		&r.TemplateID, &r.SandboxID, &r.NodeID, &r.Binding, &r.SandboxGen, &r.Status, &r.Reason,
+		&r.TemplateID, &r.SandboxID, &r.NodeID, &r.Binding, &r.SandboxGen, &r.Status, asText(&r.Reason),
 		asTime(&r.AttachedAt), asTime(&r.ReleasedAt),
 	}
 }

@@ -11,7 +11,7 @@ const replicaColumns = `template_id, node_id, status, phase, artifact_id, last_j
 
 func replicaFields(r *spore.Replica) []any {
 	return []any{
-		&r.TemplateID, &r.NodeID, &r.Status, &r.Phase, &r.ArtifactID, &r.LastJobID, &r.ErrorMessage,
+		&r.TemplateID, &r.NodeID, &r.Status, &r.Phase, &r.ArtifactID, &r.LastJobID, asText(&r.ErrorMessage),
 		&r.GuestImageVersion, &r.AgentVersion, &r.KernelVersion, &r.Engine, &r.StateFormat, asTime(&r.UpdatedAt),
 	}
 }

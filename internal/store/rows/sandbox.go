@@ -14,7 +14,7 @@ const sandboxColumns = `id, state, state_reason, template_id, node_id, generatio
 
 func sandboxFields(s *spore.Sandbox) []any {
 	return []any{
-		&s.ID, &s.State, &s.StateReason, &s.TemplateID, &s.NodeID, &s.Generation,
+		&s.ID, &s.State, asText(&s.StateReason), &s.TemplateID, &s.NodeID, &s.Generation,
 		&s.Resources.VCPUs, &s.Resources.MemoryMiB, &s.Resources.DiskMiB, asMap(&s.Labels), asMap(&s.Env), asFlag(&s.Cold), &s.FrozenID,
 		asTime(&s.CreatedAt), asTime(&s.UpdatedAt), asTime(&s.EndsAt), &s.OnEnd,
 	}

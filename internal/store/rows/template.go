@@ -43,7 +43,7 @@ func templateFields(t *spore.Template) []any {
 		&t.Resources.VCPUs, &t.Resources.MemoryMiB, &t.Resources.DiskMiB,
 		asJSON((*processDocument)(&t.Process)), asJSON((*readinessDocument)(&t.Readiness)),
 		&t.ParentID, &t.OriginSandbox, &t.OriginNode, asFlag(&t.Ephemeral), asMap(&t.Labels),
-		&t.MemoryBytes, &t.DiskBytes, &t.LastError, &t.JobID, asTime(&t.CreatedAt), asTime(&t.UpdatedAt),
+		&t.MemoryBytes, &t.DiskBytes, asText(&t.LastError), &t.JobID, asTime(&t.CreatedAt), asTime(&t.UpdatedAt),
 	}
 }
 

@@ -90,10 +90,11 @@ func open(ctx context.Context, path string, opts Options) (_ *Store, err error) 
 	s.reads.SetMaxOpenConns(max(4, runtime.NumCPU()))
 	s.reads.SetMaxIdleConns(max(4, runtime.NumCPU()))
 
-	if s.queue, err = queue.New(riversqlite.New(s.writes), queue.Config{Logger: opts.Logger, Backoff: opts.Backoff}); err != nil {
+	s.writer = newWriter(s.writes)
+	s.queue, err = queue.New(riversqlite.New(s.writes), queue.Config{Logger: opts.Logger, Backoff: opts.Backoff, Revive: s.reviveDead})
+	if err != nil {
 		return nil, err
 	}
-	s.writer = newWriter(s.writes)
 	return s, nil
 }
 
@@ -155,14 +156,11 @@ func (e enqueuer) Waiting(ctx context.Context, place int64, jobID string) (bool,
 }
 
 func (s *Store) Work(ctx context.Context, workers int, run func(ctx context.Context, jobID string, attempt int, last bool) error) error {
-	if err := s.reviveDead(ctx); err != nil {
-		return err
-	}
 	return s.queue.Start(ctx, workers, run)
 }
 
 // ReviveDead puts jobs that are marked as running back in line. The file belongs to this process alone, and its own queue is
-// not started yet, so whatever ran them is dead. Nor can anyone else be the leader of River's housekeeping.
+// not working yet, so whatever ran them is dead. Nor can anyone else be the leader of River's housekeeping.
 func (s *Store) reviveDead(ctx context.Context) error {
 	return s.update(ctx, func(_ *rows.Tx, tx *sql.Tx) error {
 		for _, statement := range []string{
@@ -172,7 +170,7 @@ func (s *Store) reviveDead(ctx context.Context) error {
 			`DELETE FROM river_leader`,
 		} {
 			if _, err := tx.ExecContext(context.WithoutCancel(ctx), statement); err != nil {
-				return fmt.Errorf("put the jobs of the last run back in line: %w", translate(err))
+				return translate(err)
 			}
 		}
 		return nil

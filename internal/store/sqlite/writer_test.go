@@ -148,3 +148,25 @@ func TestSharedCommit(t *testing.T) {
 		t.Errorf("committed %q", keys)
 	}
 }
+
+func TestCheck(t *testing.T) {
+	s := openInside(t)
+	if err := s.Update(t.Context(), func(tx store.Tx) error { return tx.InsertTemplate(numbered(1)) }); err != nil {
+		t.Fatal(err)
+	}
+	if err := s.Check(t.Context()); err != nil {
+		t.Fatal(err)
+	}
+	for _, statement := range []string{
+		"PRAGMA foreign_keys = 0",
+		"INSERT INTO job_log VALUES ('job-none', 1, 0, 'info', '')",
+		"PRAGMA foreign_keys = 1",
+	} {
+		if _, err := s.writes.Exec(statement); err != nil {
+			t.Fatal(err)
+		}
+	}
+	if err := s.Check(t.Context()); spore.CodeOf(err) != spore.CodeDamaged || !strings.Contains(err.Error(), "job_log") {
+		t.Fatalf("a row that refers to nothing: %v", err)
+	}
+}

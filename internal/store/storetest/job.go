@@ -136,11 +136,15 @@ func testJobLog(t *testing.T, open Open) {
 		line.Seq = int64(n + 1)
 		want = append(want, line)
 	}
+	babble := spore.LogLine{Time: at(5), Level: "error", Message: "a\x00b\xff\xfec"}
+	update(t, s, func(tx store.Tx) error { return tx.AppendJobLog(job.ID, babble) })
+	babble.Seq, babble.Message = 6, "a\uFFFDb\uFFFDc"
+	want = append(want, babble)
 	for _, c := range []struct {
 		after int64
 		limit int
 		want  []spore.LogLine
-	}{{0, 0, want}, {0, 2, want[:2]}, {2, 2, want[2:4]}, {4, 10, want[4:]}, {5, 10, []spore.LogLine{}}} {
+	}{{0, 0, want}, {0, 2, want[:2]}, {2, 2, want[2:4]}, {4, 10, want[4:]}, {6, 10, []spore.LogLine{}}} {
 		view(t, s, func(tx store.Tx) error {
 			got, err := tx.JobLog(job.ID, c.after, c.limit)
 			wantEqual(t, got, c.want)

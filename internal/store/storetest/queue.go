@@ -161,9 +161,20 @@ func testQueue(t *testing.T, open Open) {
 		}
 		wantRun(t, got[first], first, 1, true)
 		wantRun(t, got[waiting], waiting, 1, true)
-		if err := s.Work(t.Context(), 1, nil); err == nil {
+	})
+
+	t.Run("WorkTwice", func(t *testing.T) {
+		s := fresh(t, open)
+		begun, release := make(chan attempt, 4), make(chan struct{})
+		defer close(release)
+		work(t, s, 2, func(_ context.Context, a attempt) error { begun <- a; <-release; return nil })
+		first := enqueue(t, s, 1, 1)
+		wantRun(t, receive(t, begun, "the first job"), first, 1, true)
+		if err := s.Work(t.Context(), 1, func(context.Context, string, int, bool) error { return nil }); err == nil {
 			t.Error("two may work at once")
 		}
+		second := enqueue(t, s, 2, 1) // the refused Work must not have taken the first one's run for dead
+		wantRun(t, receive(t, begun, "the second job"), second, 1, true)
 	})
 
 	t.Run("Patience", func(t *testing.T) {
