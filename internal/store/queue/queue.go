@@ -92,14 +92,15 @@ func (q *Queue[T]) Cancel(ctx context.Context, tx T, placeID int64, jobID string
 }
 
 // Interrupt cancels the context of a job's run, if it runs in this process. River does that by itself only where the
-// database can notify.
+// database passes its notifications on.
 func (q *Queue[T]) Interrupt(jobID string) { q.runs.cancel(jobID) }
 
 // Run does the work of a job. See store.Store.Work.
 type Run func(ctx context.Context, jobID string, attempt int, last bool) error
 
 const (
-	pollInterval  = 50 * time.Millisecond // how long a job waits to be noticed
+	// Databases notify of what is enqueued. What becomes due by time, such as another attempt, is found by asking.
+	pollInterval  = 250 * time.Millisecond
 	fetchCooldown = 10 * time.Millisecond
 	// Rescuing "stuck" jobs by age would start a second run beside a long one that is well. Whether a run has died is
 	// known from the database's owner instead, so age never tells.

@@ -1,6 +1,7 @@
 package sqlite_test
 
 import (
+	"context"
 	"fmt"
 	"path/filepath"
 	"sync"
@@ -105,5 +106,29 @@ func BenchmarkPage(b *testing.B) {
 				}
 			}
 		})
+	}
+}
+
+// BenchmarkPickUp is the time from the enqueueing of a job to its run.
+func BenchmarkPickUp(b *testing.B) {
+	s := open(b, filepath.Join(b.TempDir(), "spore.db"))
+	defer s.Close()
+	ran := make(chan struct{})
+	err := s.Work(b.Context(), 1, func(context.Context, string, int, bool) error { ran <- struct{}{}; return nil })
+	if err != nil {
+		b.Fatal(err)
+	}
+	for b.Loop() {
+		j := &spore.Job{ID: spore.NewJobID(), Operation: spore.OpCreate, Status: spore.JobPending}
+		err := s.Update(b.Context(), func(tx store.Tx) error {
+			if err := tx.InsertJob(j); err != nil {
+				return err
+			}
+			return tx.Enqueue(j.ID, 1)
+		})
+		if err != nil {
+			b.Fatal(err)
+		}
+		<-ran
 	}
 }

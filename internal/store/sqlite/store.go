@@ -36,6 +36,7 @@ type Store struct {
 	writer  *writer
 	queue   *queue.Queue[*sql.Tx]
 	changes *broadcast
+	bell    bell
 }
 
 var _ store.Store = (*Store)(nil)
@@ -69,7 +70,7 @@ func open(ctx context.Context, path string, opts Options) (_ *Store, err error) 
 		return nil, err
 	}
 
-	s := &Store{path: path, changes: newBroadcast()}
+	s := &Store{path: path, changes: newBroadcast(), bell: newBell()}
 	defer func() {
 		if err != nil {
 			err = errors.Join(err, s.closePools())
@@ -91,7 +92,8 @@ func open(ctx context.Context, path string, opts Options) (_ *Store, err error) 
 	s.reads.SetMaxIdleConns(max(4, runtime.NumCPU()))
 
 	s.writer = newWriter(s.writes)
-	s.queue, err = queue.New(riversqlite.New(s.writes), queue.Config{Logger: opts.Logger, Backoff: opts.Backoff, Revive: s.reviveDead})
+	driver := notifyingDriver{riversqlite.New(s.writes), s.bell}
+	s.queue, err = queue.New(driver, queue.Config{Logger: opts.Logger, Backoff: opts.Backoff, Revive: s.reviveDead})
 	if err != nil {
 		return nil, err
 	}
@@ -128,29 +130,36 @@ func (s *Store) Update(ctx context.Context, fn func(tx store.Tx) error) error {
 
 // Update runs fn with the transaction in both its forms.
 func (s *Store) update(ctx context.Context, fn func(tx *rows.Tx, sqlTx *sql.Tx) error) error {
+	enqueued := false
 	err := s.writer.do(ctx, func(c *conn) error {
-		tx := rows.NewUpdate(ctx, c, dialect, enqueuer{s.queue, c})
+		tx := rows.NewUpdate(ctx, c, dialect, &enqueuer{s.queue, c, &enqueued})
 		defer tx.End()
 		return fn(tx, c.tx)
 	})
-	if err == nil {
-		s.changes.send()
+	if err != nil {
+		return err
 	}
-	return err
+	s.changes.send()
+	if enqueued {
+		s.bell.ring()
+	}
+	return nil
 }
 
 // Enqueuer is the queue within one transaction.
 type enqueuer struct {
 	queue *queue.Queue[*sql.Tx]
 	conn  *conn
+	used  *bool // whether anything was enqueued
 }
 
-func (e enqueuer) Enqueue(ctx context.Context, jobID string, attempts int) (int64, error) {
+func (e *enqueuer) Enqueue(ctx context.Context, jobID string, attempts int) (int64, error) {
+	*e.used = true
 	place, err := e.queue.Enqueue(context.WithoutCancel(ctx), e.conn.tx, jobID, attempts)
 	return place, e.conn.failed(err)
 }
 
-func (e enqueuer) Waiting(ctx context.Context, place int64, jobID string) (bool, error) {
+func (e *enqueuer) Waiting(ctx context.Context, place int64, jobID string) (bool, error) {
 	waiting, err := e.queue.Waiting(context.WithoutCancel(ctx), e.conn.tx, place, jobID)
 	return waiting, e.conn.failed(err)
 }
