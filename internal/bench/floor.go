@@ -1,6 +1,7 @@
 package bench
 
 import (
+	"bufio"
 	"context"
 	"errors"
 	"fmt"
@@ -9,6 +10,7 @@ import (
 	"path/filepath"
 	"slices"
 	"strconv"
+	"strings"
 	"time"
 
 	"github.com/sporevm/spore/api"
@@ -105,11 +107,16 @@ func (f *floor) unfreeze(ctx context.Context, store, id string) (err error) {
 		return err
 	}
 	f.machine.State = filepath.Join(f.dir, "state")
+	// The engine's own record, one line, stands before what the hypervisor wrote.
+	state := bufio.NewReader(img.VM.State)
+	if head, err := state.ReadString('\n'); err != nil || !strings.HasPrefix(head, "SPOREQEMU") {
+		return errors.Join(errors.New("the device state has another form than this benchmark knows"), err)
+	}
 	out, err := os.Create(f.machine.State)
 	if err != nil {
 		return err
 	}
-	_, err = io.Copy(out, img.VM.State)
+	_, err = io.Copy(out, state)
 	return errors.Join(err, out.Close())
 }
 
