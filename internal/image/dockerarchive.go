@@ -5,9 +5,7 @@ import (
 	"bytes"
 	"context"
 	"encoding/json"
-	"errors"
 	"io"
-	"io/fs"
 	"path"
 	"slices"
 	"strings"
@@ -78,7 +76,7 @@ func (s *dockerSource) root(ctx context.Context) (v1.Descriptor, error) {
 // choose reads the list of images and finds the one that the tag names.
 func (s *dockerSource) choose() (dockerImage, error) {
 	data, err := readFile(s.files, "manifest.json")
-	if errors.Is(err, fs.ErrNotExist) {
+	if isMissing(err) {
 		return dockerImage{}, spore.Invalidf("image", "%s was not written by docker save: it has no manifest.json", s.ref.Path).WithCause(err).
 			WithHint("for an OCI archive use oci-archive:")
 	}
@@ -145,7 +143,7 @@ func (s *dockerSource) layer(ctx context.Context, name string, diffID v1.Hash) (
 }
 
 func (s *dockerSource) missing(name string, err error) error {
-	if errors.Is(err, fs.ErrNotExist) {
+	if isMissing(err) {
 		return notArchive(s.ref.Path, "lacks its member "+name).WithCause(err)
 	}
 	return err

@@ -21,6 +21,12 @@ type files interface {
 	open(name string) (io.ReadCloser, error)
 }
 
+// isMissing says whether err means that a file is not among the files, rather than that they cannot be reached.
+func isMissing(err error) bool {
+	var typed *spore.Error
+	return errors.Is(err, fs.ErrNotExist) && !errors.As(err, &typed)
+}
+
 // dirFiles is a directory. Symlinks in it lead nowhere outside of it.
 type dirFiles string
 

@@ -3,10 +3,8 @@ package image
 import (
 	"context"
 	"encoding/json"
-	"errors"
 	"fmt"
 	"io"
-	"io/fs"
 	"slices"
 	"strings"
 
@@ -29,7 +27,7 @@ type layoutSource struct {
 
 func (s *layoutSource) root(ctx context.Context) (v1.Descriptor, error) {
 	data, err := readFile(s.files, "index.json")
-	if errors.Is(err, fs.ErrNotExist) {
+	if isMissing(err) {
 		return v1.Descriptor{}, spore.Invalidf("image", "%s holds no OCI image: it has no index.json", s.ref.Path).WithCause(err).
 			WithHint("for the output of docker save use docker-archive:")
 	}
@@ -88,7 +86,7 @@ func tagHint(tags []string) string {
 
 func (s *layoutSource) open(_ context.Context, d v1.Descriptor) (io.ReadCloser, error) {
 	rc, err := s.files.open("blobs/" + d.Digest.Algorithm + "/" + d.Digest.Hex)
-	if errors.Is(err, fs.ErrNotExist) {
+	if isMissing(err) {
 		return nil, spore.Errorf(spore.CodeNotFound, "%s does not have %s, which the image consists of", s.ref.Path, d.Digest).WithCause(err).
 			WithHint("save the image again")
 	}

@@ -3,6 +3,7 @@ package tape_test
 import (
 	"archive/tar"
 	"bytes"
+	"fmt"
 	"io"
 	"testing"
 
@@ -16,6 +17,7 @@ func FuzzReader(f *testing.F) {
 	f.Add(archive(f, tar.FormatUSTAR, tar.Header{Typeflag: tar.TypeChar, Name: "null", Devmajor: 1, Devminor: 3}))
 	f.Add(bytes.Repeat([]byte{0}, 1024))
 	f.Fuzz(func(t *testing.T, data []byte) {
+		fixChecksums(data)
 		r := tape.NewReader(bytes.NewReader(data))
 		std := tar.NewReader(bytes.NewReader(data))
 		stdOK := true
@@ -60,4 +62,19 @@ func FuzzReader(f *testing.F) {
 			}
 		}
 	})
+}
+
+// fixChecksums makes whatever looks like a header hold, so that mutations get past the first check.
+func fixChecksums(data []byte) {
+	for ; len(data) >= 512; data = data[512:] {
+		if string(data[257:262]) != "ustar" {
+			continue
+		}
+		copy(data[148:156], "        ")
+		sum := 0
+		for _, c := range data[:512] {
+			sum += int(c)
+		}
+		copy(data[148:156], fmt.Sprintf("%06o\x00 ", sum))
+	}
 }
