@@ -29,8 +29,10 @@ type Memory struct {
 	pagemap *os.File
 	mem     *os.File // /proc/PID/mem, for where process_vm_readv and process_vm_writev are refused
 
+	use    sync.RWMutex // held for reading by every method that needs the descriptors
+	closed bool
+
 	mu      sync.Mutex
-	closed  bool
 	tracked []vmm.Range // private pages at the latest Track; nil when there was none
 	marked  bool
 }
@@ -138,10 +140,21 @@ func (m *Memory) Size() int64 { return m.size }
 // IsPrivate says whether the RAM file is mapped copy-on-write. If not, the file itself is the memory.
 func (m *Memory) IsPrivate() bool { return m.private }
 
-// Close lets go of the process. It is idempotent; no method may be running or follow.
+// hold keeps Close from happening until release is called.
+func (m *Memory) hold() (release func(), err error) {
+	m.use.RLock()
+	if m.closed {
+		m.use.RUnlock()
+		return nil, gone(m.pid, os.ErrClosed)
+	}
+	return m.use.RUnlock, nil
+}
+
+// Close lets go of the process. It is idempotent and waits for methods that are running; later ones answer as if the
+// process had ended.
 func (m *Memory) Close() error {
-	m.mu.Lock()
-	defer m.mu.Unlock()
+	m.use.Lock()
+	defer m.use.Unlock()
 	if m.closed {
 		return nil
 	}

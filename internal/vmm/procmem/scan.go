@@ -19,6 +19,11 @@ import (
 // Private lists the runs of pages that the process holds for itself: its copies of file pages, in memory or swapped
 // out. It fails with spore.CodeUnsupported when the RAM file is mapped shared.
 func (m *Memory) Private(ctx context.Context) ([]vmm.Range, error) {
+	release, err := m.hold()
+	if err != nil {
+		return nil, err
+	}
+	defer release()
 	return m.scan(ctx, false)
 }
 

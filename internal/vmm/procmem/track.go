@@ -25,9 +25,14 @@ func (m *Memory) Track(ctx context.Context) error {
 		return spore.Errorf(spore.CodeUnsupported, "this kernel does not record which pages are written").
 			WithHint("a kernel built with CONFIG_MEM_SOFT_DIRTY does; without it every private page counts as written")
 	}
+	release, err := m.hold()
+	if err != nil {
+		return err
+	}
+	defer release()
 	m.mu.Lock()
 	defer m.mu.Unlock()
-	private, err := m.Private(ctx)
+	private, err := m.scan(ctx, false)
 	if err != nil {
 		return err
 	}
@@ -43,6 +48,11 @@ func (m *Memory) Track(ctx context.Context) error {
 
 // Written lists the pages written since the latest Track.
 func (m *Memory) Written(ctx context.Context) ([]vmm.Range, error) {
+	release, err := m.hold()
+	if err != nil {
+		return nil, err
+	}
+	defer release()
 	m.mu.Lock()
 	defer m.mu.Unlock()
 	if !m.marked {
@@ -52,7 +62,7 @@ func (m *Memory) Written(ctx context.Context) ([]vmm.Range, error) {
 	if err != nil {
 		return nil, err
 	}
-	now, err := m.Private(ctx)
+	now, err := m.scan(ctx, false)
 	if err != nil {
 		return nil, err
 	}

@@ -62,6 +62,11 @@ func vmWrite(pid int, local []unix.Iovec, remote []unix.RemoteIovec) (int, error
 // transfer moves p segment by segment, by the system call that moves whole runs and, where that is refused (seccomp
 // and yama treat it apart), by /proc/PID/mem.
 func (m *Memory) transfer(p []byte, off int64, call vmCall, file func([]byte, int64) (int, error), what string) (int, error) {
+	release, err := m.hold()
+	if err != nil {
+		return 0, err
+	}
+	defer release()
 	done := 0
 	for done < len(p) {
 		addr, room := m.resolve(off + int64(done))

@@ -68,6 +68,11 @@ func (w *Writer) Add(off int64, data []byte) error {
 
 // Flush writes what Add has gathered.
 func (w *Writer) Flush() error {
+	release, err := w.m.hold()
+	if err != nil {
+		return err
+	}
+	defer release()
 	local, remote := w.stage, w.remote
 	for len(local) > 0 {
 		iov := unix.Iovec{Base: &local[0]}

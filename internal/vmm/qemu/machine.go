@@ -1,0 +1,388 @@
+package qemu
+
+import (
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"log/slog"
+	"net"
+	"os"
+	"sync"
+	"time"
+
+	spore "github.com/sporevm/spore"
+	"github.com/sporevm/spore/internal/vmm"
+	"github.com/sporevm/spore/internal/vmm/procmem"
+	"github.com/sporevm/spore/internal/vmm/qemu/qmp"
+)
+
+// machine is one VM. It implements vmm.VM.
+type machine struct {
+	log    *slog.Logger
+	cfg    vmm.Config
+	format string // of its device state
+	shape  shape
+	shared bool // booted: RAM is the memory file itself
+	work   *workdir
+	proc   *process
+
+	qmp       *qmp.Client
+	console   *consoleLog
+	migration chan string // the final status of a state being loaded
+
+	turn  chan struct{} // held by the operation that may change the VM
+	fdset int           // the last set of descriptors given to QEMU; holder of turn
+
+	mu       sync.Mutex
+	running  bool
+	shutdown string // why QEMU says the guest ended
+	killed   bool
+	released bool
+	ports    map[string]net.Conn
+	memory   *procmem.Memory
+
+	gone chan struct{} // closed when the VM has exited and err is set
+	err  error
+}
+
+var _ vmm.VM = (*machine)(nil)
+
+func newMachine(log *slog.Logger, cfg vmm.Config, format string, s shape, w *workdir) *machine {
+	return &machine{
+		log: log, cfg: cfg, format: format, shape: s, work: w,
+		migration: make(chan string, 1), turn: make(chan struct{}, 1),
+		ports: map[string]net.Conn{}, gone: make(chan struct{}),
+	}
+}
+
+// connect opens the monitor and the console.
+func (m *machine) connect() error {
+	monitor, err := m.work.dial(socketMonitor)
+	if err != nil {
+		return err
+	}
+	console, err := m.work.dial(socketConsole)
+	if err != nil {
+		return errors.Join(err, monitor.Close())
+	}
+	m.qmp = qmp.New(monitor, m.onEvent)
+	m.console = followConsole(m.work.join(nameConsole), console, m.log.With("vm", m.cfg.ID))
+	return nil
+}
+
+// follow watches the process to its end.
+func (m *machine) follow(p *process) {
+	m.proc = p
+	go func() {
+		m.watchLog()
+		// The process has closed its ends: both readers come to theirs, with nothing lost of what it said last.
+		<-m.qmp.Done()
+		<-m.console.done
+		m.mu.Lock()
+		m.running = false
+		for _, conn := range m.ports {
+			conn.Close()
+		}
+		clear(m.ports)
+		m.err = m.reason()
+		m.mu.Unlock()
+		if err := errors.Join(m.closeMemory(), m.work.close()); err != nil {
+			m.log.Error("let go of an ended VM", "vm", m.cfg.ID, "error", err)
+		}
+		close(m.gone)
+	}()
+}
+
+// logLimit is how much of QEMU's own messages is kept. A guest can provoke some.
+const logLimit = 256 << 10
+
+// watchLog keeps QEMU's log small until the process has ended.
+func (m *machine) watchLog() {
+	tick := time.NewTicker(time.Minute)
+	defer tick.Stop()
+	for {
+		select {
+		case <-m.proc.done:
+			return
+		case <-tick.C:
+			if err := boundLog(m.work.join(nameLog), logLimit); err != nil {
+				m.log.Warn("bound the hypervisor's log", "vm", m.cfg.ID, "error", err)
+			}
+		}
+	}
+}
+
+// reason says why the VM exited; nil when that was asked for. The caller holds m.mu.
+func (m *machine) reason() error {
+	if m.killed || m.shutdown == "guest-shutdown" || m.shutdown == "host-qmp-quit" {
+		return nil
+	}
+	if m.shutdown == "guest-reset" || m.shutdown == "guest-panic" {
+		return spore.Errorf(spore.CodeConflict, "the guest crashed or restarted itself: %s", m.lastWords())
+	}
+	how := m.proc.status
+	if how == "" {
+		how = "how is not known, since an earlier server had started it"
+	}
+	return spore.Errorf(spore.CodeConflict, "the hypervisor ended (%s): %s", how, m.lastWords())
+}
+
+// lastWords are the ends of QEMU's log and of the guest's console, for messages.
+func (m *machine) lastWords() string {
+	text := "it left no message"
+	if tail, err := tailOf(m.work.join(nameLog), 4096); err == nil && len(tail) > 0 {
+		text = lastLines(tail, 5)
+	}
+	if tail, err := tailOf(m.work.join(nameConsole), 4096); err == nil && len(tail) > 0 {
+		text += "; console: " + lastLines(tail, 8)
+	}
+	return text
+}
+
+func (m *machine) onEvent(e qmp.Event) {
+	switch e.Name {
+	case "STOP":
+		m.setRunning(false)
+	case "RESUME":
+		m.setRunning(true)
+	case "SHUTDOWN":
+		var data struct{ Reason string }
+		if json.Unmarshal(e.Data, &data) == nil {
+			m.mu.Lock()
+			m.shutdown = data.Reason
+			m.mu.Unlock()
+		}
+	case "MIGRATION":
+		var data struct{ Status string }
+		if json.Unmarshal(e.Data, &data) == nil && (data.Status == "completed" || data.Status == "failed") {
+			select {
+			case m.migration <- data.Status:
+			default:
+			}
+		}
+	}
+}
+
+func (m *machine) setRunning(running bool) {
+	m.mu.Lock()
+	m.running = running
+	m.mu.Unlock()
+}
+
+func (m *machine) PID() int { return m.proc.pid }
+
+func (m *machine) State() vmm.State {
+	select {
+	case <-m.proc.done:
+		return vmm.StateExited
+	default:
+	}
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	if m.running {
+		return vmm.StateRunning
+	}
+	return vmm.StatePaused
+}
+
+// begin takes the turn to change the VM.
+func (m *machine) begin(ctx context.Context) (end func(), err error) {
+	if err := m.usable(); err != nil {
+		return nil, err
+	}
+	select {
+	case m.turn <- struct{}{}:
+		return func() { <-m.turn }, nil
+	case <-m.gone:
+		return nil, m.exited()
+	case <-ctx.Done():
+		return nil, ctx.Err()
+	}
+}
+
+func (m *machine) usable() error {
+	select {
+	case <-m.proc.done:
+		return m.exited()
+	default:
+	}
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	if m.released {
+		return spore.Errorf(spore.CodeConflict, "the VM %s was released", m.cfg.ID)
+	}
+	return nil
+}
+
+func (m *machine) exited() error {
+	return spore.Errorf(spore.CodeConflict, "the VM %s has exited", m.cfg.ID).WithHint("its record says why it ended")
+}
+
+// settle turns an error of an operation that the VM's end cut short into one that says so.
+func (m *machine) settle(err error) error {
+	if err == nil || !errors.Is(err, qmp.ErrClosed) {
+		return err
+	}
+	// The monitor closes as the process ends; a process that lives on without it has lost its mind.
+	select {
+	case <-m.proc.done:
+	case <-time.After(10 * time.Second):
+		return spore.Errorf(spore.CodeUnreachable, "the hypervisor of %s has closed its monitor", m.cfg.ID).WithCause(err)
+	}
+	return m.exited().(*spore.Error).WithCause(err)
+}
+
+func (m *machine) Pause(ctx context.Context) error  { return m.turnTo(ctx, "stop", false) }
+func (m *machine) Resume(ctx context.Context) error { return m.turnTo(ctx, "cont", true) }
+
+func (m *machine) turnTo(ctx context.Context, command string, running bool) error {
+	end, err := m.begin(ctx)
+	if err != nil {
+		return err
+	}
+	defer end()
+	if err := m.qmp.Do(ctx, command, nil, nil); err != nil {
+		return m.settle(err)
+	}
+	m.setRunning(running) // the event says the same, a moment later or earlier
+	return nil
+}
+
+func (m *machine) SaveState(ctx context.Context, out *os.File) error {
+	end, err := m.begin(ctx)
+	if err != nil {
+		return err
+	}
+	defer end()
+	if m.State() == vmm.StateRunning {
+		return spore.Errorf(spore.CodeConflict, "the VM %s runs; it must be paused to save its state", m.cfg.ID)
+	}
+	payload, err := m.saveState(ctx)
+	if err != nil {
+		return m.settle(err)
+	}
+	return writeState(out, m.format, m.shape, payload)
+}
+
+func (m *machine) Memory() (vmm.Memory, error) {
+	if err := m.usable(); err != nil {
+		return nil, err
+	}
+	return m.openMemory()
+}
+
+func (m *machine) openMemory() (*procmem.Memory, error) {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	if m.memory == nil {
+		mem, err := procmem.Open(m.proc.pid, m.cfg.Memory, ramBytes(m.cfg))
+		if err != nil {
+			return nil, err
+		}
+		m.memory = mem
+	}
+	return m.memory, nil
+}
+
+func (m *machine) DialPort(ctx context.Context, port string) (net.Conn, error) {
+	socket := map[string]string{vmm.PortControl: socketControl, vmm.PortData: socketData}[port]
+	if socket == "" {
+		return nil, spore.Invalidf("port", "there is no port %q", port)
+	}
+	if err := m.usable(); err != nil {
+		return nil, err
+	}
+	if err := ctx.Err(); err != nil {
+		return nil, err
+	}
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	// QEMU talks to one client at a time: the next one waits in the backlog until it has noticed that this one left.
+	if old := m.ports[port]; old != nil {
+		old.Close()
+	}
+	conn, err := m.work.dial(socket)
+	if err != nil {
+		return nil, m.exited().(*spore.Error).WithCause(err)
+	}
+	m.ports[port] = conn
+	return conn, nil
+}
+
+func (m *machine) Console(limit int) ([]byte, error) {
+	return tailOf(m.work.join(nameConsole), limit)
+}
+
+func (m *machine) Shutdown(ctx context.Context) error {
+	if err := m.usable(); err != nil {
+		return err
+	}
+	if err := m.Resume(ctx); err != nil {
+		return err // a guest that stands still cannot shut down
+	}
+	if err := m.qmp.Do(ctx, "system_powerdown", nil, nil); err != nil {
+		if err := m.settle(err); spore.CodeOf(err) != spore.CodeConflict {
+			return err
+		}
+	}
+	select {
+	case <-m.gone:
+		return m.err
+	case <-ctx.Done():
+		return spore.Errorf(spore.CodeUnreachable, "the guest of %s did not power off in time", m.cfg.ID).WithCause(ctx.Err())
+	}
+}
+
+func (m *machine) Kill(ctx context.Context) error {
+	m.mu.Lock()
+	released := m.released
+	select {
+	case <-m.gone:
+	default:
+		if !released {
+			m.killed = true
+		}
+	}
+	m.mu.Unlock()
+	if released {
+		return m.usable()
+	}
+	if err := m.proc.kill(); err != nil {
+		return err
+	}
+	select {
+	case <-m.gone:
+		return nil
+	case <-ctx.Done():
+		return fmt.Errorf("qemu: waiting for the end of process %d: %w", m.proc.pid, ctx.Err())
+	}
+}
+
+func (m *machine) Done() <-chan struct{} { return m.gone }
+
+func (m *machine) Err() error {
+	select {
+	case <-m.gone:
+		return m.err
+	default:
+		return nil
+	}
+}
+
+func (m *machine) Release() error {
+	m.mu.Lock()
+	if m.released {
+		m.mu.Unlock()
+		return nil
+	}
+	m.released = true
+	for _, conn := range m.ports {
+		conn.Close()
+	}
+	clear(m.ports)
+	m.mu.Unlock()
+	err := m.qmp.Close()
+	m.console.stop()
+	return errors.Join(err, m.closeMemory(), m.work.close())
+}

@@ -1,0 +1,212 @@
+// Command guest is the init of the VMs that package vmmtest boots: it does to memory, disk and console what the suite
+// asks for on the control port, one line for one line, and echoes what comes on the data port.
+package main
+
+import (
+	"bufio"
+	"errors"
+	"fmt"
+	"hash/crc32"
+	"io"
+	"math/rand/v2"
+	"os"
+	"path/filepath"
+	"strings"
+	"sync/atomic"
+	"time"
+
+	"golang.org/x/sys/unix"
+)
+
+func main() {
+	if err := run(); err != nil {
+		fmt.Println("vmmtest guest:", err)
+	}
+	unix.Reboot(unix.LINUX_REBOOT_CMD_POWER_OFF)
+}
+
+func run() error {
+	for dir, kind := range map[string]string{"/proc": "proc", "/sys": "sysfs", "/dev": "devtmpfs"} {
+		if err := os.MkdirAll(dir, 0o755); err != nil {
+			return err
+		}
+		if err := unix.Mount(kind, dir, kind, 0, ""); err != nil && err != unix.EBUSY {
+			return fmt.Errorf("mount %s: %w", dir, err)
+		}
+	}
+	modules, err := filepath.Glob("/modules/*.ko") // numbered in load order
+	if err != nil {
+		return err
+	}
+	for _, path := range modules {
+		if err := load(path); err != nil {
+			return err
+		}
+	}
+	control, err := port("spore.control")
+	if err != nil {
+		return err
+	}
+	data, err := port("spore.data")
+	if err != nil {
+		return err
+	}
+	go echo(data)
+	go count()
+	fmt.Println("vmmtest guest ready")
+	return serve(control)
+}
+
+func load(path string) error {
+	f, err := os.Open(path)
+	if err != nil {
+		return err
+	}
+	defer f.Close()
+	if err := unix.FinitModule(int(f.Fd()), "", 0); err != nil && err != unix.EEXIST {
+		return fmt.Errorf("load %s: %w", path, err)
+	}
+	return nil
+}
+
+// port waits for a virtio port to appear.
+func port(name string) (*os.File, error) {
+	for range 5000 {
+		names, _ := filepath.Glob("/sys/class/virtio-ports/*/name")
+		for _, n := range names {
+			if text, err := os.ReadFile(n); err == nil && strings.TrimSpace(string(text)) == name {
+				return os.OpenFile("/dev/"+filepath.Base(filepath.Dir(n)), os.O_RDWR, 0)
+			}
+		}
+		time.Sleep(time.Millisecond)
+	}
+	return nil, fmt.Errorf("there is no port %s", name)
+}
+
+// patient reads a port through the times when nobody is connected to its other end.
+type patient struct{ f *os.File }
+
+func (p patient) Read(b []byte) (int, error) {
+	for {
+		n, err := p.f.Read(b)
+		if n > 0 || err != nil && !errors.Is(err, io.EOF) {
+			return n, err
+		}
+		time.Sleep(2 * time.Millisecond)
+	}
+}
+
+func echo(f *os.File) {
+	buf := make([]byte, 4096)
+	for {
+		n, err := patient{f}.Read(buf)
+		if err != nil {
+			fmt.Println("vmmtest guest: data port:", err)
+			return
+		}
+		f.Write(buf[:n])
+	}
+}
+
+var ticks atomic.Int64
+
+func count() {
+	for range time.Tick(time.Millisecond) {
+		ticks.Add(1)
+	}
+}
+
+func serve(control *os.File) error {
+	in := bufio.NewReader(patient{control})
+	for {
+		line, err := in.ReadString('\n')
+		if err != nil {
+			return err
+		}
+		words := strings.Fields(line)
+		if len(words) == 0 {
+			continue // ends what a conversation that was cut short left behind
+		}
+		answer, err := obey(words)
+		if err != nil {
+			answer = "error: " + err.Error()
+		}
+		if _, err := fmt.Fprintln(control, answer); err != nil {
+			return err
+		}
+	}
+}
+
+var region []byte
+
+func obey(words []string) (string, error) {
+	verb, n, seed := words[0], 0, uint64(0)
+	if strings.HasPrefix(verb, "hello-") {
+		return verb, nil
+	}
+	if len(words) == 3 {
+		if _, err := fmt.Sscan(words[1]+" "+words[2], &n, &seed); err != nil {
+			return "", err
+		}
+	}
+	switch verb {
+	case "count":
+		return fmt.Sprint(ticks.Load()), nil
+	case "fill": // fill KIB SEED
+		region = noise(n<<10, seed)
+		return "ok", nil
+	case "sum":
+		return fmt.Sprintf("%08x", crc32.ChecksumIEEE(region)), nil
+	case "print": // print KIB SEED: so much text on the console
+		fmt.Print(strings.Repeat(strings.Repeat("console ", 8)+"\n", n<<10/65+1), "printed ", seed, "\n")
+		return "ok", nil
+	case "disk-write": // disk-write KIB SEED
+		return "ok", onDisk(os.O_WRONLY, func(f *os.File) error {
+			if _, err := f.Write(noise(n<<10, seed)); err != nil {
+				return err
+			}
+			return f.Sync()
+		})
+	case "disk-sum": // disk-sum KIB 0
+		sum := crc32.NewIEEE()
+		err := onDisk(os.O_RDONLY, func(f *os.File) error {
+			// What other VMs on the same file did must be seen, not what this kernel remembers.
+			if err := unix.Fadvise(int(f.Fd()), 0, 0, unix.FADV_DONTNEED); err != nil {
+				return err
+			}
+			_, err := io.CopyN(sum, f, int64(n)<<10)
+			return err
+		})
+		return fmt.Sprintf("%08x", sum.Sum32()), err
+	case "poweroff":
+		return "", unix.Reboot(unix.LINUX_REBOOT_CMD_POWER_OFF)
+	case "crash":
+		return "", os.WriteFile("/proc/sysrq-trigger", []byte("c"), 0)
+	}
+	return "", fmt.Errorf("unknown command %q", words)
+}
+
+func onDisk(flag int, fn func(*os.File) error) error {
+	serials, err := filepath.Glob("/sys/block/vd*/serial")
+	if err != nil {
+		return err
+	}
+	for _, s := range serials {
+		if text, err := os.ReadFile(s); err == nil && strings.TrimSpace(string(text)) == "disk" {
+			f, err := os.OpenFile("/dev/"+filepath.Base(filepath.Dir(s)), flag, 0)
+			if err != nil {
+				return err
+			}
+			return errors.Join(fn(f), f.Close())
+		}
+	}
+	return errors.New("there is no drive with the serial disk")
+}
+
+func noise(n int, seed uint64) []byte {
+	b := make([]byte, n)
+	var key [32]byte
+	key[0], key[1] = byte(seed), byte(seed>>8)
+	rand.NewChaCha8(key).Read(b)
+	return b
+}
