@@ -160,8 +160,8 @@ func (f *Files) Read(ctx context.Context, path string) ([]byte, error) {
 	return io.ReadAll(r)
 }
 
-// Write writes a file, streamed, and makes its parent directories. A disk that is full is spore.CodeNoSpace, and may
-// leave part of the file behind.
+// Write writes a file, streamed, and makes its parent directories. Until it has arrived whole, what was there before
+// stays: a disk that is full is spore.CodeNoSpace and changes nothing. A file that exists keeps its mode.
 func (f *Files) Write(ctx context.Context, path string, contents io.Reader) error {
 	body := &errorKeeper{r: contents}
 	r, err := http.NewRequestWithContext(ctx, http.MethodPost, f.url(path), body)

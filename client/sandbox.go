@@ -12,7 +12,6 @@ import (
 	"github.com/sporevm/spore"
 	"github.com/sporevm/spore/api/filesystem/filesystemconnect"
 	"github.com/sporevm/spore/api/process/processconnect"
-
 )
 
 // Headers between client and server that the API's description does not list as parameters.

@@ -1,0 +1,34 @@
+// Command spore is the server, its command line, and the tools around them.
+package main
+
+import (
+	"context"
+	"os"
+	"runtime/debug"
+
+	"github.com/sporevm/spore/internal/cli"
+)
+
+// version is set by the linker for releases.
+var version string
+
+func main() {
+	os.Exit(cli.Run(context.Background(), cli.Options{
+		Args: os.Args[1:], Stdin: os.Stdin, Stdout: os.Stdout, Stderr: os.Stderr, Version: buildVersion(),
+	}))
+}
+
+// buildVersion is the release, or else the commit that this was built from.
+func buildVersion() string {
+	if version != "" {
+		return version
+	}
+	if info, ok := debug.ReadBuildInfo(); ok {
+		for _, s := range info.Settings {
+			if s.Key == "vcs.revision" && len(s.Value) >= 12 {
+				return "dev-" + s.Value[:12]
+			}
+		}
+	}
+	return "dev"
+}

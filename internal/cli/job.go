@@ -1,0 +1,226 @@
+package cli
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"strings"
+	"time"
+
+	"github.com/spf13/cobra"
+
+	"github.com/sporevm/spore"
+	"github.com/sporevm/spore/api"
+	"github.com/sporevm/spore/client"
+)
+
+func (a *app) jobView() view[api.Job] {
+	return view[api.Job]{
+		id: func(j api.Job) string { return j.ID },
+		columns: []column[api.Job]{
+			{"id", false, func(j api.Job) string { return j.ID }},
+			{"operation", false, func(j api.Job) string { return string(j.Operation) }},
+			{"status", false, func(j api.Job) string { return string(j.Status) }},
+			{"phase", false, func(j api.Job) string { return string(j.Phase) }},
+			{"progress", false, func(j api.Job) string { return fmt.Sprintf("%d%%", j.Progress) }},
+			{"resource", false, func(j api.Job) string { return j.ResourceID }},
+			{"sandbox", true, func(j api.Job) string { return j.SandboxID }},
+			{"attempt", true, func(j api.Job) string { return fmt.Sprint(j.Attempt) }},
+			{"age", false, func(j api.Job) string { return a.age(j.CreatedAt) }},
+			{"took", true, func(j api.Job) string { return took(j) }},
+			{"error", true, func(j api.Job) string {
+				if j.Error == nil {
+					return ""
+				}
+				return j.Error.Message
+			}},
+		},
+	}
+}
+
+func took(j api.Job) string {
+	if j.StartedAt.IsZero() || j.FinishedAt.IsZero() {
+		return ""
+	}
+	return j.FinishedAt.Sub(j.StartedAt).Round(time.Millisecond).String()
+}
+
+func (a *app) jobCommand() *cobra.Command {
+	return newGroup("job", "Look at the durable runs of operations", `  spore job ls --status RUNNING
+  spore job watch job-5f1d7a84be3c90a1d2e4f607`,
+		a.jobList(), a.jobShow(), a.jobWatch(), a.jobCancel(), a.jobLog())
+}
+
+func (a *app) jobList() *cobra.Command {
+	var status, operation, resource, sandbox string
+	cmd := &cobra.Command{
+		Use:     "ls",
+		Aliases: []string{"list"},
+		Short:   "List jobs, newest first",
+		Example: "  spore job ls --status PENDING,RUNNING",
+		Args:    exactly(0),
+		RunE: a.with(func(cmd *cobra.Command, c *client.Client, _ []string) error {
+			params := api.ListJobsParams{Operation: spore.Operation(strings.ToUpper(operation)), Resource: resource, Sandbox: sandbox}
+			for _, s := range splitList(status) {
+				params.Status = append(params.Status, spore.JobStatus(strings.ToUpper(s)))
+			}
+			found, err := gather(c.ListJobs(cmd.Context(), params))
+			if err != nil {
+				return err
+			}
+			return a.jobView().list(a, found)
+		}),
+	}
+	cmd.Flags().StringVar(&status, "status", "", "only these, separated by commas: PENDING, RUNNING, READY, FAILED, CANCELLED")
+	cmd.Flags().StringVar(&operation, "operation", "", "only this operation, such as CREATE or FORK")
+	cmd.Flags().StringVar(&resource, "resource", "", "only those about the template or snapshot with this id")
+	cmd.Flags().StringVar(&sandbox, "sandbox", "", "only those about the sandbox with this id")
+	return cmd
+}
+
+func (a *app) jobShow() *cobra.Command {
+	return &cobra.Command{
+		Use:               "show JOB",
+		Short:             "Show a job",
+		Example:           "  spore job show job-5f1d7a84be3c90a1d2e4f607",
+		Args:              exactly(1),
+		ValidArgsFunction: a.complete(jobs, nothing),
+		RunE: a.with(func(cmd *cobra.Command, c *client.Client, args []string) error {
+			j, err := c.GetJob(cmd.Context(), args[0])
+			if err != nil {
+				return err
+			}
+			return a.jobView().details(a, *j, jobDetails(j))
+		}),
+	}
+}
+
+func jobDetails(j *api.Job) []detail {
+	failure, hint := "", ""
+	if j.Error != nil {
+		failure, hint = string(j.Error.Code)+": "+j.Error.Message, j.Error.Hint
+	}
+	retry := j.RetryOfJobID
+	cancel := ""
+	if j.CancelRequested {
+		cancel = "requested"
+	}
+	return []detail{
+		{"id", j.ID}, {"operation", string(j.Operation)}, {"resource", j.ResourceID}, {"sandbox", j.SandboxID}, {"status", string(j.Status)},
+		{"phase", string(j.Phase)}, {"progress", fmt.Sprintf("%d%%", j.Progress)}, {"attempt", fmt.Sprint(j.Attempt)}, {"retry of", retry},
+		{"cancel", cancel}, {"error", failure}, {"hint", hint}, {"created", stamp(j.CreatedAt)}, {"started", stamp(j.StartedAt)},
+		{"finished", stamp(j.FinishedAt)}, {"took", took(*j)}, {"request", string(j.Request)}, {"result", string(j.Result)},
+	}
+}
+
+func (a *app) jobWatch() *cobra.Command {
+	return &cobra.Command{
+		Use:   "watch JOB",
+		Short: "Follow a job until it ends",
+		Long: `Follow a job until it ends. The exit code is 0 when it ended well. Leaving the watch with Ctrl-C does not
+end the job.`,
+		Example:           "  spore job watch job-5f1d7a84be3c90a1d2e4f607",
+		Args:              exactly(1),
+		ValidArgsFunction: a.complete(jobs, nothing),
+		RunE: a.with(func(cmd *cobra.Command, c *client.Client, args []string) error {
+			j, err := a.follow(cmd.Context(), c, args[0])
+			if err != nil {
+				return err
+			}
+			return a.jobView().one(a, *j)
+		}),
+	}
+}
+
+// follow shows a job's progress until it ends.
+func (a *app) follow(ctx context.Context, c *client.Client, id string) (*api.Job, error) {
+	p := a.newProgress()
+	defer p.finish()
+	return c.WaitJob(ctx, id, p.job)
+}
+
+// followOrCancel shows a job's progress until it ends. When ctx ends first it cancels the job and waits for that.
+func (a *app) followOrCancel(ctx context.Context, c *client.Client, id string) (*api.Job, error) {
+	j, err := a.follow(ctx, c, id)
+	if ctx.Err() == nil {
+		return j, err
+	}
+	fmt.Fprintln(a.Stderr, "cancelling; press Ctrl-C again to leave at once")
+	ctx, stop := context.WithTimeout(context.WithoutCancel(ctx), undoPatience)
+	defer stop()
+	interrupted := spore.Errorf(spore.CodeCanceled, "interrupted")
+	if _, err := c.CancelJob(ctx, id); err != nil && spore.CodeOf(err) != spore.CodeConflict {
+		return j, errors.Join(interrupted, err)
+	}
+	switch j, err = c.WaitJob(ctx, id, nil); {
+	case j == nil || j.Status.Active():
+		return j, errors.Join(interrupted, spore.Errorf(spore.CodeBusy, "job %s has not ended yet", id).WithHint("spore job watch %s", id))
+	default:
+		return j, interrupted
+	}
+}
+
+func (a *app) jobCancel() *cobra.Command {
+	return &cobra.Command{
+		Use:               "cancel JOB...",
+		Short:             "Ask jobs to end at their next safe point",
+		Example:           "  spore job cancel job-5f1d7a84be3c90a1d2e4f607",
+		Args:              atLeast(1),
+		ValidArgsFunction: a.complete(jobs),
+		RunE: a.with(func(cmd *cobra.Command, c *client.Client, args []string) error {
+			var canceled []api.Job
+			err := many(cmd.Context(), args, func(id string) error {
+				j, err := c.CancelJob(cmd.Context(), id)
+				if err == nil {
+					canceled = append(canceled, *j)
+				}
+				return err
+			})
+			if len(canceled) == 0 && err != nil {
+				return err
+			}
+			return errors.Join(a.jobView().list(a, canceled), err)
+		}),
+	}
+}
+
+func (a *app) jobLog() *cobra.Command {
+	var follow bool
+	cmd := &cobra.Command{
+		Use:               "log JOB",
+		Short:             "Print a job's log",
+		Example:           "  spore job log -f job-5f1d7a84be3c90a1d2e4f607",
+		Args:              exactly(1),
+		ValidArgsFunction: a.complete(jobs, nothing),
+		RunE: a.with(func(cmd *cobra.Command, c *client.Client, args []string) error {
+			if follow {
+				return c.WatchJob(cmd.Context(), args[0], func(e client.JobEvent) error {
+					if e.Line == nil {
+						return nil
+					}
+					return a.logLine(*e.Line)
+				})
+			}
+			for line, err := range c.JobLog(cmd.Context(), args[0], 0) {
+				if err != nil {
+					return err
+				}
+				if err := a.logLine(line); err != nil {
+					return err
+				}
+			}
+			return nil
+		}),
+	}
+	cmd.Flags().BoolVarP(&follow, "follow", "f", false, "go on until the job ends")
+	return cmd
+}
+
+// logLine prints one line of a log; as JSON, one object a line.
+func (a *app) logLine(l api.LogLine) error {
+	if a.output == "json" {
+		return a.jsonLine(l)
+	}
+	_, err := fmt.Fprintf(a.Stdout, "%s %-5s %s\n", l.Time.UTC().Format("2006-01-02T15:04:05.000Z"), l.Level, printable(l.Message, false))
+	return err
+}

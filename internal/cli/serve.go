@@ -1,0 +1,215 @@
+package cli
+
+import (
+	"errors"
+	"fmt"
+	"io"
+	"log/slog"
+	"path/filepath"
+	"runtime"
+	"slices"
+	"strings"
+
+	"github.com/spf13/cobra"
+
+	"github.com/sporevm/spore"
+)
+
+func notBuiltIn(what string) error {
+	return spore.Errorf(spore.CodeUnsupported, "this program was built without %s", what)
+}
+
+func (a *app) serveCommand() *cobra.Command {
+	cfg := ServeConfig{Version: a.Version}
+	var level, format string
+	cmd := &cobra.Command{
+		Use:   "serve",
+		Short: "Run the server on this machine",
+		Long: `Run the server on this machine until it is told to end. Sandboxes go on when it does, and are taken over by the
+next one on the same data directory.`,
+		Example: `  spore serve --data /srv/spore
+  spore serve --listen 0.0.0.0:7070 --token-file /etc/spore/token`,
+		Args: exactly(0),
+		RunE: a.run(func(cmd *cobra.Command, _ []string) error {
+			if a.Serve == nil {
+				return notBuiltIn("a server")
+			}
+			logger, err := newLogger(a.Stderr, level, format)
+			if err != nil {
+				return usage(cmd, err)
+			}
+			if !slices.Contains([]string{"auto", "kvm", "tcg"}, cfg.Accel) {
+				return usage(cmd, errors.New("--accel takes auto, kvm or tcg, not "+quote(cfg.Accel)))
+			}
+			if cfg.Pool < 0 {
+				return usage(cmd, errors.New("--pool cannot be negative"))
+			}
+			if cfg.DataDir, err = a.dataDir(); err != nil {
+				return err
+			}
+			cfg.Logger = logger
+			cfg.TokenFile = a.setting(a.tokenFile, "SPORE_TOKEN_FILE")
+			return a.Serve(cmd.Context(), cfg)
+		}),
+	}
+	f := cmd.Flags()
+	f.StringVar(&cfg.Listen, "listen", "127.0.0.1:7070", "address to listen on; beyond loopback it needs --token-file")
+	f.StringVar(&cfg.Engine, "engine", "qemu", "the hypervisor")
+	f.StringVar(&cfg.Accel, "accel", "auto", "what runs the guest: auto, kvm or tcg")
+	f.IntVar(&cfg.Pool, "pool", 0, "thawed VMs to keep ready for each template in use")
+	f.StringVar(&level, "log-level", "info", "least level to log: debug, info, warn or error")
+	f.StringVar(&format, "log-format", "text", "form of the log: text or json")
+	cmd.RegisterFlagCompletionFunc("accel", words("auto", "kvm", "tcg"))
+	cmd.RegisterFlagCompletionFunc("log-level", words("debug", "info", "warn", "error"))
+	cmd.RegisterFlagCompletionFunc("log-format", words("text", "json"))
+	return cmd
+}
+
+func newLogger(w io.Writer, level, format string) (*slog.Logger, error) {
+	var l slog.Level
+	if err := l.UnmarshalText([]byte(level)); err != nil {
+		return nil, errors.New("--log-level takes debug, info, warn or error, not " + quote(level))
+	}
+	opt := &slog.HandlerOptions{Level: l}
+	switch format {
+	case "text":
+		return slog.New(slog.NewTextHandler(w, opt)), nil
+	case "json":
+		return slog.New(slog.NewJSONHandler(w, opt)), nil
+	}
+	return nil, errors.New("--log-format takes text or json, not " + quote(format))
+}
+
+var checkView = view[Check]{
+	id: func(c Check) string { return c.Name },
+	columns: []column[Check]{
+		{"check", false, func(c Check) string { return c.Name }},
+		{"status", false, func(c Check) string { return string(c.Status) }},
+		{"detail", false, func(c Check) string { return c.Detail }},
+	},
+}
+
+func (a *app) doctorCommand() *cobra.Command {
+	return &cobra.Command{
+		Use:     "doctor",
+		Short:   "Say whether this machine can run Spore, and how well",
+		Long:    "Say whether this machine can run Spore, and how well. Needs no server. The exit code is 1 when something fails.",
+		Example: "  spore doctor",
+		Args:    exactly(0),
+		RunE: a.run(func(cmd *cobra.Command, _ []string) error {
+			if a.Doctor == nil {
+				return notBuiltIn("the doctor")
+			}
+			data, err := a.dataDir()
+			if err != nil {
+				return err
+			}
+			checks, err := a.Doctor(cmd.Context(), DoctorConfig{DataDir: data})
+			if err != nil {
+				return err
+			}
+			if err := checkView.list(a, checks); err != nil {
+				return err
+			}
+			failed := false
+			for _, c := range checks {
+				failed = failed || c.Status == CheckFail
+				if c.Hint != "" && c.Status != CheckOK {
+					fmt.Fprintf(a.Stderr, "hint: %s: %s\n", printable(c.Name, false), printable(c.Hint, true))
+				}
+			}
+			if failed {
+				return &exitError{code: exitFailure}
+			}
+			return nil
+		}),
+	}
+}
+
+func (a *app) benchCommand() *cobra.Command {
+	var cfg BenchConfig
+	var rows, level string
+	cmd := &cobra.Command{
+		Use:   "bench",
+		Short: "Measure Spore beside the floor of the bare hypervisor",
+		Long: `Measure Spore beside the floor of the bare hypervisor, in the same run. Needs no server: it starts its own, on a
+data directory of their own.`,
+		Example: "  spore bench --quick\n  spore bench --rows miss,fork --results bench/results",
+		Args:    exactly(0),
+		RunE: a.run(func(cmd *cobra.Command, _ []string) error {
+			if a.Bench == nil {
+				return notBuiltIn("the benchmark")
+			}
+			cfg.Rows = splitList(rows)
+			for _, r := range cfg.Rows {
+				if len(a.BenchRows) > 0 && !slices.Contains(a.BenchRows, r) {
+					return usage(cmd, errors.New("there is no row "+quote(r)+"; there are "+strings.Join(a.BenchRows, ", ")))
+				}
+			}
+			// Only a directory that was named for it: the default one may hold a server's data.
+			var err error
+			if a.data != "" {
+				if cfg.DataDir, err = filepath.Abs(a.data); err != nil {
+					return err
+				}
+			}
+			if cfg.Image, err = imageRef(cfg.Image); err != nil {
+				return err
+			}
+			if err := absoluteKernel(&cfg.Kernel); err != nil {
+				return err
+			}
+			if cfg.Logger, err = newLogger(a.Stderr, level, "text"); err != nil {
+				return usage(cmd, err)
+			}
+			cfg.Out = a.Stdout
+			switch {
+			case a.quiet:
+				cfg.Out = io.Discard
+			case a.output == "json":
+				cfg.Out = a.Stderr
+			}
+			report, err := a.Bench(cmd.Context(), cfg)
+			if err != nil || a.output != "json" {
+				return err
+			}
+			return a.json(report)
+		}),
+	}
+	f := cmd.Flags()
+	f.StringVar(&cfg.Image, "image", "", "image to build templates from (default a small one that is made)")
+	f.StringVar(&rows, "rows", "", "only these rows, separated by commas")
+	f.BoolVar(&cfg.Quick, "quick", false, "few repetitions: enough to see that everything works")
+	f.StringVar(&cfg.ResultsDir, "results", "", "directory to keep the report in, as JSON")
+	f.StringVar(&level, "log-level", "error", "least level of the servers to log: debug, info, warn or error")
+	kernelFlags(cmd, &cfg.Kernel)
+	cmd.RegisterFlagCompletionFunc("rows", words(a.BenchRows...))
+	return cmd
+}
+
+func (a *app) versionCommand() *cobra.Command {
+	type version struct {
+		Version string `json:"version"`
+		Go      string `json:"go"`
+		OS      string `json:"os"`
+		Arch    string `json:"arch"`
+	}
+	return &cobra.Command{
+		Use:     "version",
+		Short:   "Print the version of this program",
+		Example: "  spore version -o json",
+		Args:    exactly(0),
+		RunE: a.run(func(*cobra.Command, []string) error {
+			v := version{a.Version, runtime.Version(), runtime.GOOS, runtime.GOARCH}
+			if a.output == "json" && !a.quiet {
+				return a.json(v)
+			}
+			if a.quiet {
+				_, err := fmt.Fprintln(a.Stdout, v.Version)
+				return err
+			}
+			_, err := fmt.Fprintf(a.Stdout, "spore %s (%s, %s/%s)\n", v.Version, v.Go, v.OS, v.Arch)
+			return err
+		}),
+	}
+}
