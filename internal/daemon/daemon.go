@@ -33,12 +33,12 @@ type Config struct {
 	Pool      int    // VMs kept ready for each template in use
 	Init      string // file of spore-init for kernel bundles; "" is the one built in
 	Version   string
-	Logger    *slog.Logger
+	Logger    *slog.Logger `json:"-"`
 
 	// Ready is called once requests are answered, with the URL to ask.
-	Ready func(url string)
+	Ready func(url string) `json:"-"`
 	// Hook is told of each step of each operation; tests end the process there.
-	Hook func(step string)
+	Hook func(step string) `json:"-"`
 }
 
 // shutdownGrace is how long requests and jobs under way may take to end when the server is told to stop.

@@ -2,6 +2,7 @@ package daemon_test
 
 import (
 	"bufio"
+	"cmp"
 	"context"
 	"encoding/json"
 	"fmt"
@@ -92,7 +93,7 @@ func start(t *testing.T, s serving) *server {
 	if s.Listen == "" {
 		s.Listen = "127.0.0.1:0"
 	}
-	s.Init = testbed.SporeInit(t)
+	s.Init, s.Accel = testbed.SporeInit(t), accel()
 	raw, err := json.Marshal(s)
 	if err != nil {
 		t.Fatal(err)
@@ -352,7 +353,13 @@ func wantCode(t *testing.T, err error, code spore.Code, words ...string) {
 }
 
 // daemonConfig is how the tests serve: on a data directory of the test's own.
-func daemonConfig(t *testing.T) daemon.Config { return daemon.Config{DataDir: dataDir(t)} }
+func daemonConfig(t *testing.T) daemon.Config {
+	return daemon.Config{DataDir: dataDir(t), Accel: accel()}
+}
+
+// accel is how the tests run guests. Trying KVM anew on each data directory would take longer than the tests, where it
+// does not work; SPORE_TEST_ACCEL=kvm runs them on a host where it does.
+func accel() string { return cmp.Or(os.Getenv("SPORE_TEST_ACCEL"), "tcg") }
 
 // killVMOf kills the hypervisor of a sandbox, as the kernel would when memory runs out.
 func killVMOf(t *testing.T, dir, sandbox string) {

@@ -64,7 +64,10 @@ func (s *service) Info(ctx context.Context) (*gateway.Info, error) {
 	if err != nil {
 		return nil, err
 	}
-	e := s.node.Engine()
+	e, err := s.node.Engine(ctx)
+	if err != nil {
+		return nil, err
+	}
 	return &gateway.Info{
 		Version: s.version, NodeID: s.node.ID(), DataDir: s.dataDir, Engine: e.Engine, EngineVersion: e.Version, Accel: e.Accel,
 		AccelReason: e.AccelReason, Running: u.Machines, MemoryMiB: u.MemoryMiB, MemoryInUse: u.PromisedMiB,

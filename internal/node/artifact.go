@@ -13,6 +13,9 @@ import (
 // BuildArtifact turns an image into a root filesystem. The artifact counts as in use until Bake has ended for a template
 // that stands on it (or, if that never comes, until the server does).
 func (n *Node) BuildArtifact(ctx context.Context, spec spore.ArtifactSpec, progress func(spore.JobPhase, spore.PullProgress)) (*spore.Artifact, error) {
+	if len(spec.EgressCA) == 0 {
+		spec.EgressCA = nil // the builder takes an empty one for a mistake
+	}
 	r, err := n.opt.Images.Build(ctx, spec.Reference, image.BuildOptions{
 		ResolveOptions: image.ResolveOptions{Insecure: spec.Insecure},
 		EgressCA:       spec.EgressCA,

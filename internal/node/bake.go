@@ -26,13 +26,28 @@ func (n *Node) Bake(ctx context.Context, t *spore.Template, note func(string)) (
 	if f, err := n.Frozen(ctx, t.ID); !isNotFound(err) {
 		return f, err
 	}
+	f, err := n.bake(ctx, t, note)
+	if errors.Is(err, errEngineChanged) { // it is known now what the engine can do here
+		f, err = n.bake(ctx, t, note)
+	}
+	return f, err
+}
+
+// errEngineChanged is when the engine found out, as it booted its first guest, that it can do better than it had said.
+var errEngineChanged = errors.New("the engine is another than when the boot began")
+
+func (n *Node) bake(ctx context.Context, t *spore.Template, note func(string)) (*spore.Frozen, error) {
 	bundle, err := n.opt.Kernels.Get(t.KernelID)
+	if err != nil {
+		return nil, err
+	}
+	info, err := n.Engine(ctx)
 	if err != nil {
 		return nil, err
 	}
 	shape := frozen.Shape{
 		VCPUs: t.Resources.VCPUs, MemoryMiB: t.Resources.MemoryMiB, Kernel: bundle.ID, Artifact: t.ArtifactID,
-		Drives: []frozen.Drive{{ID: "rootfs", ReadOnly: true}, {ID: "disk"}}, Engine: frozen.Engine(n.info),
+		Drives: []frozen.Drive{{ID: "rootfs", ReadOnly: true}, {ID: "disk"}}, Engine: frozen.Engine(info),
 		AgentVersion: bundle.AgentVersion, KernelVersion: bundle.KernelVersion,
 	}
 	id := newMachineID()
@@ -54,6 +69,11 @@ func (n *Node) Bake(ctx context.Context, t *spore.Template, note func(string)) (
 			n.log.Error("ending a template's VM", "vm", m.id, "err", err)
 		}
 	}()
+	if now, err := n.Engine(ctx); err != nil {
+		return nil, err
+	} else if now != info {
+		return nil, errEngineChanged
+	}
 	if err := n.prepare(ctx, m, t, note); err != nil {
 		return nil, err
 	}

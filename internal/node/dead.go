@@ -2,9 +2,7 @@ package node
 
 import (
 	"context"
-	"errors"
 	"io"
-	"io/fs"
 	"net"
 	"os"
 	"path/filepath"
@@ -33,12 +31,13 @@ func (deadVM) Done() <-chan struct{}                              { return ended
 func (deadVM) Err() error                                         { return errDead }
 func (deadVM) Release() error                                     { return nil }
 
-// Console reads what the guest wrote while it lived. Engines keep it in a file of this name.
+// Console reads what the guest wrote while it lived. Engines keep it in a file of this name, in a directory of theirs.
 func (d deadVM) Console(limit int) ([]byte, error) {
-	f, err := os.Open(filepath.Join(d.dir, "console.log"))
-	if errors.Is(err, fs.ErrNotExist) {
-		return nil, nil
+	logs, err := filepath.Glob(filepath.Join(d.dir, "*", "console.log"))
+	if err != nil || len(logs) == 0 {
+		return nil, err
 	}
+	f, err := os.Open(logs[0])
 	if err != nil {
 		return nil, err
 	}

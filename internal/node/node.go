@@ -40,7 +40,6 @@ type Options struct {
 type Node struct {
 	opt  Options
 	log  *slog.Logger
-	info vmm.Info
 	cap  *capacity
 	pool *pool
 
@@ -58,8 +57,7 @@ func Open(ctx context.Context, opt Options) (*Node, error) {
 	if opt.Overcommit == 0 {
 		opt.Overcommit = 4
 	}
-	info, err := opt.Engine.Probe(ctx)
-	if err != nil {
+	if _, err := opt.Engine.Probe(ctx); err != nil {
 		return nil, err
 	}
 	for _, dir := range []string{"vms", "blank"} {
@@ -71,7 +69,7 @@ func Open(ctx context.Context, opt Options) (*Node, error) {
 	if err != nil {
 		return nil, err
 	}
-	n := &Node{opt: opt, log: opt.Logger, info: info, cap: limits, machines: map[string]*machine{}, awaited: map[string]int{}, onExit: func(string, int, string) {}}
+	n := &Node{opt: opt, log: opt.Logger, cap: limits, machines: map[string]*machine{}, awaited: map[string]int{}, onExit: func(string, int, string) {}}
 	n.pool = newPool(n, opt.Pool)
 	return n, nil
 }
@@ -79,8 +77,9 @@ func Open(ctx context.Context, opt Options) (*Node, error) {
 // ID is the node's name.
 func (n *Node) ID() string { return n.opt.ID }
 
-// Engine says what the hypervisor is and can do here.
-func (n *Node) Engine() vmm.Info { return n.info }
+// Engine says what the hypervisor is and can do here. The answer changes once: when the first kernel is there to try
+// hardware acceleration with.
+func (n *Node) Engine(ctx context.Context) (vmm.Info, error) { return n.opt.Engine.Probe(ctx) }
 
 // OnExit registers what to call when a VM of a sandbox ended by itself. Call it before Recover.
 func (n *Node) OnExit(fn func(sandboxID string, generation int, reason string)) { n.onExit = fn }

@@ -67,7 +67,7 @@ func (n *Node) thaw(ctx context.Context, frozenID string, o owner, s *spore.Sand
 	}
 	defer img.Close()
 	shape := img.Manifest.Shape
-	if err := n.fits(shape, frozenID); err != nil {
+	if err := n.fits(ctx, shape, frozenID); err != nil {
 		return nil, err
 	}
 	id := newMachineID()
@@ -124,13 +124,16 @@ func (n *Node) thaw(ctx context.Context, frozenID string, o owner, s *spore.Sand
 }
 
 // fits says whether a frozen state can be thawed by what this node runs.
-func (n *Node) fits(shape frozen.Shape, frozenID string) error {
-	e := shape.Engine
-	switch {
-	case e.Engine != n.info.Engine:
-		return spore.Errorf(spore.CodeStale, "%s was frozen by %s; this node runs %s", frozenID, e.Engine, n.info.Engine)
-	case e.StateFormat != n.info.StateFormat:
-		return spore.Errorf(spore.CodeStale, "%s was frozen under %s; this node's device state is %s", frozenID, e.StateFormat, n.info.StateFormat).
+func (n *Node) fits(ctx context.Context, shape frozen.Shape, frozenID string) error {
+	now, err := n.Engine(ctx)
+	if err != nil {
+		return err
+	}
+	switch e := shape.Engine; {
+	case e.Engine != now.Engine:
+		return spore.Errorf(spore.CodeStale, "%s was frozen by %s; this node runs %s", frozenID, e.Engine, now.Engine)
+	case e.StateFormat != now.StateFormat:
+		return spore.Errorf(spore.CodeStale, "%s was frozen under %s; this node's device state is %s", frozenID, e.StateFormat, now.StateFormat).
 			WithHint("build the template again, or run the %s that froze it", e.Engine)
 	}
 	return nil
