@@ -40,7 +40,7 @@ func (d *Draft) captured(err error) error {
 
 func (d *Draft) captureBoot(ctx context.Context, vm vmm.VM, disk string) (err error) {
 	start := time.Now()
-	d.caught.boot = true
+	d.caught.booted = vm
 	src, err := d.openDisk(disk)
 	if err != nil {
 		return err

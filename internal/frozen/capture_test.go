@@ -5,7 +5,6 @@ import (
 	"errors"
 	"fmt"
 	"os"
-	"path/filepath"
 	"sync"
 	"testing"
 
@@ -139,6 +138,7 @@ func TestBeginRefusals(t *testing.T) {
 
 // TestManyAtOnce snapshots, thaws, flattens, removes and sweeps from many goroutines over two Stores of one directory.
 func TestManyAtOnce(t *testing.T) {
+	t.Parallel()
 	a := openStore(t, Options{})
 	b := openStoreIn(t, a.dir, Options{})
 	template(t, a, "tpl-1", 64)
@@ -231,29 +231,77 @@ func TestFlattenMeetsRemove(t *testing.T) {
 	}
 }
 
+// TestDiskChangesWhileCopied has a guest that writes to its disk, and discards, between the early copy and the pause.
 func TestDiskChangesWhileCopied(t *testing.T) {
-	dir := t.TempDir()
-	a, b := filepath.Join(dir, "a"), filepath.Join(dir, "b")
-	writeDisk(t, a, 64, map[int64]byte{0: 1, 10: 2, 20: 3, 63: 9})
-	src := must[*os.File](t)(os.OpenFile(a, os.O_RDWR, 0))
-	defer src.Close()
-	dst := must[*os.File](t)(os.Create(b))
-	defer dst.Close()
-	if err := copySparse(t.Context(), dst, src); err != nil {
-		t.Fatal(err)
+	s := openStore(t, Options{})
+	template(t, s, "tpl-1", 64)
+	r := thaw(t, s, "tpl-1")
+	writeDisk(t, r.disk, 256, map[int64]byte{7: 8, 20: 3, 50: 5, 255: 9})
+	r.vm.onPause = func() error {
+		writeDisk(t, r.disk, 256, map[int64]byte{0: 0, 7: 7, 30: 4, 51: 6, 255: 1})
+		f, err := os.OpenFile(r.disk, os.O_RDWR, 0)
+		if err != nil {
+			return err
+		}
+		defer f.Close()
+		return errors.Join(punch(f, rangeOf(16, 16)), punch(f, rangeOf(96, 32)))
 	}
-	writeDisk(t, a, 64, map[int64]byte{10: 7, 30: 4})
-	if err := punch(src, rangeOf(20, 1)); err != nil {
-		t.Fatal(err)
+	m := r.snapshot(t, s, "snap-1")
+	r.expect(t, s, "snap-1")
+	if len(m.Disk.Layers) == 1 {
+		l := openLayerOf(t, s, m, m.Disk.Top())
+		want := map[int64]bool{0: true, 50: true, 51: true, 100: true, 255: true}
+		for _, x := range l.runs {
+			for p := x.offset / pageSize; p < x.end()/pageSize; p++ {
+				if !want[p] {
+					t.Errorf("block %d is kept although it is as it was", p)
+				}
+				delete(want, p)
+			}
+		}
+		if len(want) > 0 {
+			t.Errorf("blocks %v are not kept", want)
+		}
 	}
-	if err := copyChanges(t.Context(), dst, src); err != nil {
-		t.Fatal(err)
+
+	// A disk of which nothing is as it was is kept whole.
+	r.vm.onPause = nil
+	for b := range int64(256) {
+		f := must[*os.File](t)(os.OpenFile(r.disk, os.O_RDWR, 0))
+		if _, err := f.WriteAt([]byte(randomHex(pageSize/2)), b*pageSize); err != nil {
+			t.Fatal(err)
+		}
+		f.Close()
 	}
-	x, y := must[[]byte](t)(os.ReadFile(a)), must[[]byte](t)(os.ReadFile(b))
-	if i := firstDifference(x, y); i >= 0 {
-		t.Errorf("differs at block %d", i/pageSize)
+	if m := r.snapshot(t, s, "snap-2"); len(m.Disk.Layers) > 0 {
+		t.Errorf("%d layers are kept", len(m.Disk.Layers))
 	}
-	if allocated(dst) > allocated(src) {
-		t.Errorf("%d bytes are allocated, %d in the original", allocated(dst), allocated(src))
+	r.expect(t, s, "snap-2")
+}
+
+func TestCommitBeforeKill(t *testing.T) {
+	s := openStore(t, Options{})
+	d := must[*Draft](t)(s.Begin(t.Context(), Spec{ID: "tpl-1", Kind: KindTemplate, Shape: shape}))
+	vm := bootFake(t, d.BaseMemoryPath(), 64)
+	vm.alive = true
+	must[Timings](t)(d.CaptureBoot(t.Context(), vm, ""))
+	_, err := d.Commit(t.Context())
+	wantCode(t, err, spore.CodeInternal)
+	if entries := must[[]Entry](t)(s.List(t.Context())); len(entries) > 0 {
+		t.Errorf("list %+v", entries)
+	}
+}
+
+func TestNoDisk(t *testing.T) {
+	s := openStore(t, Options{})
+	d := must[*Draft](t)(s.Begin(t.Context(), Spec{ID: "tpl-1", Kind: KindTemplate, Shape: shape}))
+	vm := bootFake(t, d.BaseMemoryPath(), 64)
+	must[Timings](t)(d.CaptureBoot(t.Context(), vm, ""))
+	must[*Manifest](t)(d.Commit(t.Context()))
+	img := must[*Image](t)(s.OpenImage(t.Context(), "tpl-1"))
+	defer img.Close()
+	wantCode(t, img.CloneDisk(t.Context(), t.TempDir()+"/disk"), spore.CodeConflict)
+	if img.Disk() != nil || img.VM.Patches != nil {
+		t.Error("there is a disk, or there are patches")
 	}
 }

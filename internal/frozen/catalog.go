@@ -8,6 +8,7 @@ import (
 	"io/fs"
 	"os"
 	"regexp"
+	"strings"
 
 	"github.com/sporevm/spore"
 )
@@ -21,6 +22,14 @@ var (
 func checkID(id string) error {
 	if !idForm.MatchString(id) {
 		return spore.Invalidf("id", "%q is not an id", id)
+	}
+	return nil
+}
+
+// checkFileName refuses what does not name an entry of a directory.
+func checkFileName(field, name string) error {
+	if name == "" || name == "." || name == ".." || strings.ContainsAny(name, "/\x00") {
+		return spore.Invalidf(field, "%q is not a name", name)
 	}
 	return nil
 }
@@ -175,7 +184,7 @@ func (p Piece) validate() error {
 // Remove drops the manifest, and with it the id: the pieces go with the next sweep unless something else holds them.
 // Whatever is open or pinned goes on to work. It fails with CodeNotFound. It removes a damaged manifest as well.
 func (s *Store) Remove(id string) error {
-	if err := checkID(id); err != nil {
+	if err := checkFileName("id", id); err != nil { // not checkID: what does not belong there must be removable too
 		return err
 	}
 	return s.alone(func() error {

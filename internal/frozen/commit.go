@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"math"
 	"os"
+	"path/filepath"
 	"time"
 
 	"golang.org/x/sync/errgroup"
@@ -36,7 +37,7 @@ func (d *Draft) unwritten() int64 {
 	if err != nil {
 		return 0
 	}
-	return max(0, totalLength(d.caught.dirty)+d.caught.diskBytes-staged)
+	return max(0, totalLength(d.caught.dirty)+totalLength(d.caught.differs)-staged)
 }
 
 func (d *Draft) commit(ctx context.Context) (*Manifest, error) {
@@ -81,7 +82,7 @@ func (d *Draft) commit(ctx context.Context) (*Manifest, error) {
 
 // settleMemory makes a base of the RAM file of a boot, or a layer of the pages copied from a thawed VM.
 func (d *Draft) settleMemory(ctx context.Context) (Chain, error) {
-	if d.caught.boot {
+	if d.caught.booted != nil {
 		return d.settleBase(ctx)
 	}
 	parent := d.spec.Parent.Memory
@@ -92,6 +93,11 @@ func (d *Draft) settleMemory(ctx context.Context) (Chain, error) {
 }
 
 func (d *Draft) settleBase(ctx context.Context) (Chain, error) {
+	select {
+	case <-d.caught.booted.Done():
+	default:
+		return Chain{}, spore.Errorf(spore.CodeInternal, "commit of %s while its VM, which could still write to the base, is alive", d.spec.ID)
+	}
 	path := d.BaseMemoryPath()
 	f, err := os.OpenFile(path, os.O_RDWR, 0)
 	if errors.Is(err, os.ErrNotExist) {
@@ -157,10 +163,13 @@ func (d *Draft) settleDisk(ctx context.Context) (*Chain, error) {
 	if d.caught.disk == "" {
 		return nil, nil
 	}
-	if d.disk != nil && !d.caught.shared {
+	if d.caught.isDiff {
 		chain, err := d.settleDiskLayer(ctx)
 		if err != nil || chain != nil {
 			return chain, err
+		}
+		if err := d.completeDisk(ctx); err != nil {
+			return nil, err
 		}
 	}
 	piece, err := d.workshop.raw(ctx, DiskImage, d.caught.disk)
@@ -170,27 +179,74 @@ func (d *Draft) settleDisk(ctx context.Context) (*Chain, error) {
 // errTooBig ends the making of a layer that saves nothing.
 var errTooBig = errors.New("layer is no smaller than the image")
 
+// settleDiskLayer writes what differs as a layer. It returns nil when a whole image would be no bigger.
 func (d *Draft) settleDiskLayer(ctx context.Context) (*Chain, error) {
-	clone, err := os.Open(d.caught.disk)
+	diff, err := os.Open(d.caught.disk)
 	if err != nil {
 		return nil, err
 	}
-	defer clone.Close()
+	defer diff.Close()
 	parent := d.spec.Parent.Disk
+	below, err := d.parentDiskData()
+	if err != nil {
+		return nil, err
+	}
+	whole := totalLength(union(below, d.caught.differs))
 	piece, err := d.workshop.layer(DiskLayer, parent.Size, func(lw *layerWriter) error {
-		ok, err := d.diffDisk(ctx, clone, lw, allocated(clone))
-		if err == nil && !ok {
-			err = errTooBig
+		mine, theirs := make([]byte, frameSize), make([]byte, frameSize)
+		for _, r := range split(d.caught.differs, frameSize) {
+			if err := ctx.Err(); err != nil {
+				return err
+			}
+			x, y := mine[:r.Length], theirs[:r.Length]
+			if err := errors.Join(readFull(diff, x, r.Offset), readFull(d.disk, y, r.Offset)); err != nil {
+				return err
+			}
+			if err := lw.addDifference(r.Offset, x, y); err != nil {
+				return err
+			}
+			if lw.place >= whole {
+				return errTooBig
+			}
 		}
-		return err
+		return nil
 	})
 	if errors.Is(err, errTooBig) {
-		return nil, os.RemoveAll(d.workshop.dir + "/" + piece.ID)
+		return nil, os.RemoveAll(filepath.Join(d.dir, piece.ID))
 	}
 	if err != nil {
 		return nil, err
 	}
 	return &Chain{Size: parent.Size, Base: parent.Base, Layers: extend(parent.Layers, piece)}, nil
+}
+
+// completeDisk makes a whole image of the blocks that differ, by adding those that do not.
+func (d *Draft) completeDisk(ctx context.Context) error {
+	below, err := d.parentDiskData()
+	if err != nil {
+		return err
+	}
+	f, err := os.OpenFile(d.caught.disk, os.O_RDWR, 0)
+	if err != nil {
+		return err
+	}
+	buf := make([]byte, frameSize)
+	fill := func() error {
+		for _, r := range split(subtract(below, d.caught.differs), frameSize) {
+			if err := ctx.Err(); err != nil {
+				return err
+			}
+			x := buf[:r.Length]
+			if err := readFull(d.disk, x, r.Offset); err != nil {
+				return err
+			}
+			if _, err := f.WriteAt(x, r.Offset); err != nil {
+				return err
+			}
+		}
+		return nil
+	}
+	return errors.Join(fill(), f.Close())
 }
 
 // extend is append that never writes into the array of its first argument.

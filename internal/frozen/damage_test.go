@@ -6,6 +6,7 @@ import (
 	"os"
 	"path/filepath"
 	"strings"
+	"sync/atomic"
 	"testing"
 
 	"github.com/sporevm/spore"
@@ -14,7 +15,8 @@ import (
 // TestFlippedByte flips bytes all over each stored file of a snapshot over a template: opening or thawing is refused
 // with the name of what is damaged, and fsck finds it too.
 func TestFlippedByte(t *testing.T) {
-	s := openStore(t, Options{})
+	t.Parallel()
+	s := openStoreIn(t, filepath.Join(tempDir(t), "frozen"), Options{})
 	template(t, s, "tpl-1", 64)
 	r := thaw(t, s, "tpl-1")
 	for p := int64(10); p < 14; p++ {
@@ -234,9 +236,9 @@ func TestVerifier(t *testing.T) {
 	if err := v.Verify(ctx, path, digest); err != nil {
 		t.Error(err)
 	}
-	var read int64
-	if err := v.Scrub(ctx, path, digest, func(n int64) { read += n }); err != nil || read != 5*chunkSize {
-		t.Errorf("scrub: %v after %d bytes", err, read)
+	var read atomic.Int64
+	if err := v.Scrub(ctx, path, digest, func(n int64) { read.Add(n) }); err != nil || read.Load() != 5*chunkSize {
+		t.Errorf("scrub: %v after %d bytes", err, read.Load())
 	}
 	flip(t, path+".seen", 60)
 	if err := v.Verify(ctx, path, digest); err != nil { // a damaged memory is no memory

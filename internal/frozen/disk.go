@@ -7,23 +7,38 @@ import (
 	"fmt"
 	"os"
 	"path/filepath"
+	"runtime"
+	"sort"
+	"sync/atomic"
 	"syscall"
 	"time"
 
+	"github.com/cespare/xxhash/v2"
+	"golang.org/x/sync/errgroup"
 	"golang.org/x/sys/unix"
 
 	"github.com/sporevm/spore"
 	"github.com/sporevm/spore/internal/vmm"
 )
 
-// diskSource is the live disk of a VM and, where the file system cannot clone, the copy of it that was begun while the
-// guest ran. nil stands for a VM without a disk.
+// diskSource is the live disk of a VM and what is being taken of it. nil stands for a VM without a disk.
+//
+// Where the file system can clone, a clone is taken while the guest stands still. Elsewhere the disk is compared with
+// the parent's while the guest runs, and what differs is copied. Once the guest stands still, either the times of the
+// file say that nothing was written since, or each block is read once more, and those that do not hash as they did are
+// copied too.
 type diskSource struct {
-	f     *os.File
-	clone *os.File // being made
-	early bool     // clone holds a copy that was begun while the guest ran
-	seen  sighting // how f looked before that copy
+	f    *os.File
+	copy *os.File // the clone, or a sparse file of the blocks that differ
+
+	early   bool             // the comparison was made
+	seen    sighting         // how f looked before
+	sums    map[int64]uint64 // of the blocks then, by offset; a block that is not listed was a hole
+	differs []vmm.Range      // what copy holds: ascending once the guest stands
 }
+
+// blockOfDisk is the unit in which changes of a disk are looked for while the guest stands still.
+const blockOfDisk = 64 << 10
 
 func (d *Draft) openDisk(path string) (*diskSource, error) {
 	if path == "" {
@@ -46,7 +61,7 @@ func (d *Draft) openDisk(path string) (*diskSource, error) {
 	src := &diskSource{f: f}
 	if err == nil {
 		d.caught.disk = filepath.Join(d.dir, "disk")
-		src.clone, err = os.OpenFile(d.caught.disk, os.O_RDWR|os.O_CREATE|os.O_EXCL, 0o644)
+		src.copy, err = os.OpenFile(d.caught.disk, os.O_RDWR|os.O_CREATE|os.O_EXCL, 0o644)
 	}
 	if err != nil {
 		f.Close()
@@ -58,7 +73,7 @@ func (d *Draft) openDisk(path string) (*diskSource, error) {
 func (s *diskSource) close() {
 	if s != nil {
 		s.f.Close()
-		s.clone.Close()
+		s.copy.Close()
 	}
 }
 
@@ -67,7 +82,7 @@ func (s *diskSource) missing() int64 {
 	if s == nil {
 		return 0
 	}
-	return max(0, allocated(s.f)-allocated(s.clone))
+	return max(0, allocated(s.f)-allocated(s.copy))
 }
 
 // allocated is what an open file takes up on disk; 0 when that cannot be told.
@@ -80,7 +95,7 @@ func allocated(f *os.File) int64 {
 }
 
 // precopyDisk shortens the paused window. Dirty pages are written back now, which pausing and cloning would otherwise
-// wait for. Where the file system cannot clone, the disk is copied now; an idle guest's copy needs nothing more.
+// wait for. Where the file system cannot clone, the disk is compared and copied now.
 func (d *Draft) precopyDisk(ctx context.Context, src *diskSource) error {
 	if src == nil {
 		return nil
@@ -88,21 +103,95 @@ func (d *Draft) precopyDisk(ctx context.Context, src *diskSource) error {
 	if err := unix.Fdatasync(int(src.f.Fd())); err != nil {
 		return fmt.Errorf("write back the disk: %w", err)
 	}
-	err := unix.IoctlFileClone(int(src.clone.Fd()), int(src.f.Fd()))
+	err := unix.IoctlFileClone(int(src.copy.Fd()), int(src.f.Fd()))
 	if err == nil {
-		return src.clone.Truncate(0) // it can; the one that counts is made while the guest stands still
+		return src.copy.Truncate(0) // it can; the one that counts is made while the guest stands still
 	}
 	if !cannotClone(err) {
 		return fmt.Errorf("clone the disk: %w", err)
-	}
-	if free, ferr := freeBytes(d.dir); ferr == nil && free < allocated(src.f) {
-		return noSpace(allocated(src.f) - free)
 	}
 	if src.seen, err = settled(ctx, src.f); err != nil {
 		return err
 	}
 	src.early = true
-	return copySparse(ctx, src.clone, src.f)
+	return d.compareDisk(ctx, src)
+}
+
+// compareDisk notes how each block of the live disk hashes and copies the pages that differ from the parent's.
+func (d *Draft) compareDisk(ctx context.Context, src *diskSource) error {
+	blocks, err := diskBlocks(src.f)
+	if err != nil {
+		return err
+	}
+	below, err := d.parentDiskData()
+	if err != nil {
+		return err
+	}
+	if err := src.copy.Truncate(d.disk.size); err != nil {
+		return err
+	}
+	src.sums = make(map[int64]uint64, len(blocks))
+	mine, theirs := make([]byte, blockOfDisk), make([]byte, blockOfDisk)
+	for _, r := range blocks {
+		if err := ctx.Err(); err != nil {
+			return err
+		}
+		x, y := mine[:r.Length], theirs[:r.Length]
+		if err := readFull(src.f, x, r.Offset); err != nil {
+			return err
+		}
+		src.sums[r.Offset] = xxhash.Sum64(x)
+		if err := readFull(d.disk, y, r.Offset); err != nil {
+			return err
+		}
+		if err := src.copyPages(r.Offset, x, y); err != nil {
+			return err
+		}
+	}
+	// Where the live disk has holes and the parent's has not: reads as zeros now.
+	src.differs = union(src.differs, subtract(below, blocks))
+	return nil
+}
+
+// copyPages copies the pages in which mine differs from theirs.
+func (s *diskSource) copyPages(offset int64, mine, theirs []byte) error {
+	if bytes.Equal(mine, theirs) {
+		return nil
+	}
+	for i := 0; i < len(mine); i += pageSize {
+		page := mine[i : i+pageSize]
+		if bytes.Equal(page, theirs[i:i+pageSize]) {
+			continue
+		}
+		if _, err := s.copy.WriteAt(page, offset+int64(i)); err != nil {
+			return err
+		}
+		s.differs = appendRange(s.differs, vmm.Range{Offset: offset + int64(i), Length: pageSize})
+	}
+	return nil
+}
+
+// diskBlocks lists the blocks of a disk that hold data.
+func diskBlocks(f *os.File) ([]vmm.Range, error) {
+	info, err := f.Stat()
+	if err != nil {
+		return nil, err
+	}
+	extents, err := dataExtents(f)
+	if err != nil {
+		return nil, err
+	}
+	var out []vmm.Range
+	for _, r := range extents {
+		start := r.Offset / blockOfDisk * blockOfDisk
+		if n := len(out); n > 0 {
+			start = max(start, out[n-1].Offset+blockOfDisk)
+		}
+		for ; start < r.End(); start += blockOfDisk {
+			out = append(out, vmm.Range{Offset: start, Length: min(blockOfDisk, info.Size()-start)})
+		}
+	}
+	return out, nil
 }
 
 // settled waits until a further write to f is sure to show in its times, and returns how it looks. A guest that never
@@ -126,7 +215,7 @@ func settled(ctx context.Context, f *os.File) (sighting, error) {
 	return sighting{}, nil
 }
 
-// takeDisk makes the clone of the disk while the guest stands still.
+// takeDisk makes the copy of the disk complete while the guest stands still.
 func (d *Draft) takeDisk(ctx context.Context, src *diskSource) error {
 	if src == nil {
 		return nil
@@ -134,88 +223,76 @@ func (d *Draft) takeDisk(ctx context.Context, src *diskSource) error {
 	start := time.Now()
 	defer func() { d.timings.Disk = time.Since(start) }()
 	d.store.step("capture.disk")
-	if src.early {
-		now, err := look(src.f)
-		if err == nil && now != src.seen {
-			err = copyChanges(ctx, src.clone, src.f)
-		}
-		d.caught.diskBytes = allocated(src.clone)
+	if !src.early {
+		var err error
+		d.caught.shared, err = cloneFile(ctx, src.copy, src.f)
 		return err
 	}
-	var err error
-	d.caught.shared, err = cloneFile(ctx, src.clone, src.f)
+	now, err := look(src.f)
+	if err == nil && now != src.seen {
+		err = src.catchUp(ctx)
+	}
+	d.caught.differs, d.caught.isDiff = src.differs, true
 	return err
 }
 
-// copyChanges makes dst, an older copy of src, equal to it. Reading and comparing cached blocks is several times
-// cheaper than writing them, which is why the older copy was made.
-func copyChanges(ctx context.Context, dst, src *os.File) error {
-	live, err := dataExtents(src)
+// catchUp copies the blocks that were written since compareDisk.
+func (s *diskSource) catchUp(ctx context.Context) error {
+	blocks, err := diskBlocks(s.f)
 	if err != nil {
 		return err
 	}
-	old, err := dataExtents(dst)
-	if err != nil {
+	late := make([]bool, len(blocks))
+	var next atomic.Int64
+	g, gctx := errgroup.WithContext(ctx)
+	for range min(runtime.GOMAXPROCS(0), 4, len(blocks)) {
+		g.Go(func() error {
+			buf := make([]byte, blockOfDisk)
+			for {
+				i := int(next.Add(1)) - 1
+				if i >= len(blocks) {
+					return nil
+				}
+				if err := gctx.Err(); err != nil {
+					return err
+				}
+				r := blocks[i]
+				x := buf[:r.Length]
+				if err := readFull(s.f, x, r.Offset); err != nil {
+					return err
+				}
+				if sum, was := s.sums[r.Offset]; was && sum == xxhash.Sum64(x) {
+					continue
+				}
+				if _, err := s.copy.WriteAt(x, r.Offset); err != nil {
+					return err
+				}
+				late[i] = true
+			}
+		})
+	}
+	if err := g.Wait(); err != nil {
 		return err
 	}
-	for _, gone := range subtract(old, live) {
-		if err := punch(dst, gone); err != nil {
+	var written, was []vmm.Range
+	for i, r := range blocks {
+		if late[i] {
+			written = appendRange(written, r)
+		}
+		delete(s.sums, r.Offset)
+	}
+	// What was data and is a hole now.
+	for off := range s.sums {
+		was = append(was, vmm.Range{Offset: off, Length: min(blockOfDisk, s.seen.Size-off)})
+	}
+	sort.Slice(was, func(i, j int) bool { return was[i].Offset < was[j].Offset })
+	for _, r := range was {
+		if err := punch(s.copy, r); err != nil {
 			return err
 		}
 	}
-	a, b := make([]byte, frameSize), make([]byte, frameSize)
-	for _, r := range split(live, frameSize) {
-		if err := ctx.Err(); err != nil {
-			return err
-		}
-		x, y := a[:r.Length], b[:r.Length]
-		if err := readFull(src, x, r.Offset); err != nil {
-			return err
-		}
-		if err := readFull(dst, y, r.Offset); err != nil {
-			return err
-		}
-		if bytes.Equal(x, y) {
-			continue
-		}
-		if _, err := dst.WriteAt(x, r.Offset); err != nil {
-			return err
-		}
-	}
+	s.differs = union(union(s.differs, written), was)
 	return nil
-}
-
-// diffDisk writes the blocks in which the clone differs from the parent's disk as a layer. It gives up, with ok false,
-// when the layer would not be smaller than the limit.
-func (d *Draft) diffDisk(ctx context.Context, clone *os.File, lw *layerWriter, limit int64) (ok bool, err error) {
-	extents, err := dataExtents(clone)
-	if err != nil {
-		return false, err
-	}
-	below, err := d.parentDiskData()
-	if err != nil {
-		return false, err
-	}
-	mine, theirs := make([]byte, frameSize), make([]byte, frameSize)
-	for _, r := range split(union(extents, below), frameSize) {
-		if err := ctx.Err(); err != nil {
-			return false, err
-		}
-		x, y := mine[:r.Length], theirs[:r.Length]
-		if err := readFull(clone, x, r.Offset); err != nil {
-			return false, err
-		}
-		if err := readFull(d.disk, y, r.Offset); err != nil {
-			return false, err
-		}
-		if err := lw.addDifference(r.Offset, x, y); err != nil {
-			return false, err
-		}
-		if lw.place > limit {
-			return false, nil
-		}
-	}
-	return true, nil
 }
 
 // parentDiskData lists where the parent's disk may hold anything but zeros.

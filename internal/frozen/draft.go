@@ -175,13 +175,14 @@ const (
 
 // capture is what was taken in the paused window.
 type capture struct {
-	boot   bool
+	booted vmm.VM // of a template boot
 	state  string // path of what the engine wrote
-	disk   string // path of the clone, "" when there is no disk
-	shared bool   // the clone shares its blocks with the live disk
+	disk   string // path of the copy, "" when there is no disk
+	shared bool   // the copy is a clone that shares its blocks with the live disk
 	arena  *arena
 	spans  []span      // copied guest RAM, ascending
 	dirty  []vmm.Range // what the VM held for itself: spans, as ranges
 
-	diskBytes int64 // what the clone takes up beyond what it shares
+	isDiff  bool        // the copy of the disk holds nothing but differs
+	differs []vmm.Range // where the disk may differ from the parent's
 }

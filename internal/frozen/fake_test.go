@@ -33,7 +33,8 @@ type fakeVM struct {
 	onSave  func() error
 	onRead  func() error
 	resumes int
-	vmm.VM  // what is not needed here panics
+	alive   bool // a booted VM that nobody killed
+	vmm.VM       // what is not needed here panics
 	noScan  bool
 }
 
@@ -154,6 +155,14 @@ func (vm *fakeVM) SaveState(_ context.Context, out *os.File) error {
 	return err
 }
 
+func (vm *fakeVM) Done() <-chan struct{} {
+	done := make(chan struct{})
+	if !vm.alive {
+		close(done)
+	}
+	return done
+}
+
 func (vm *fakeVM) Memory() (vmm.Memory, error) { return fakeMemory{vm}, nil }
 
 func (vm *fakeVM) DialPort(context.Context, string) (net.Conn, error) {
@@ -206,6 +215,22 @@ func (m fakeMemory) list(set func() map[int64]bool) []vmm.Range {
 		}
 	}
 	return out
+}
+
+// tempDir is t.TempDir, in memory if there is such a place: for tests that make thousands of pieces, where syncing would
+// take minutes and proves nothing.
+func tempDir(t testing.TB) string {
+	t.Helper()
+	if st, err := os.Stat("/dev/shm"); err != nil || !st.IsDir() {
+		return t.TempDir()
+	}
+	dir := must[string](t)(os.MkdirTemp("/dev/shm", "frozen-test-"))
+	t.Cleanup(func() {
+		if err := os.RemoveAll(dir); err != nil {
+			t.Error(err)
+		}
+	})
+	return dir
 }
 
 func openStore(t testing.TB, opts Options) *Store {

@@ -151,8 +151,8 @@ func (s *Store) present(m *Manifest) error {
 
 // Unpin drops a pin; it is no error when there is none.
 func (s *Store) Unpin(name string) error {
-	if !pinForm.MatchString(name) {
-		return spore.Invalidf("name", "%q cannot name a pin", name)
+	if err := checkFileName("name", name); err != nil {
+		return err
 	}
 	s.step("unpin.unlink")
 	err := os.Remove(s.path(dirPins, name))

@@ -25,7 +25,7 @@ type Options struct {
 	// BufferLimit bounds the memory, in bytes, in which captures hold copied pages until they are written out; what
 	// goes beyond it is held in a file in the staging area. 1 GiB when 0.
 	BufferLimit int64
-	// Hook, for tests, is called before each durable step with the step's name.
+	// Hook, for tests, is called before each durable step with the step's name, from several goroutines.
 	Hook func(step string)
 }
 
