@@ -23,7 +23,7 @@ type position struct {
 	id      string
 }
 
-// Token renders p for clients.
+// token renders p for clients.
 func (p position) token() string {
 	return base64.RawURLEncoding.EncodeToString([]byte("1." + p.list + "." + strconv.FormatInt(p.created, 36) + "." + p.id))
 }
@@ -68,7 +68,7 @@ func (l *listing) and(condition string, args ...any) {
 	l.args = append(l.args, args...)
 }
 
-// AndText demands that a column have a value, if one is given. That the value is not empty is said again in SQL, because
+// andText demands that a column have a value, if one is given. That the value is not empty is said again in SQL, because
 // indexes that leave empty values out are used only then.
 func (l *listing) andText(column, value string) {
 	if value != "" {

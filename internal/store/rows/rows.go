@@ -104,7 +104,7 @@ func (tx *Tx) query(query string, args ...any) (Cursor, error) {
 	return tx.conn.Query(tx.ctx, query, args...)
 }
 
-// Scalar reads one value into dest and says whether there was a row.
+// scalar reads one value into dest and says whether there was a row.
 func (tx *Tx) scalar(dest any, query string, args ...any) (bool, error) {
 	cursor, err := tx.query(query, args...)
 	if err != nil {
@@ -117,7 +117,7 @@ func (tx *Tx) scalar(dest any, query string, args ...any) (bool, error) {
 	return found, errors.Join(err, cursor.Err(), cursor.Close())
 }
 
-// Select reads all rows of a query; fields says where the columns of a T go.
+// selectRows reads all rows of a query; fields says where the columns of a T go.
 func selectRows[T any](tx *Tx, fields func(*T) []any, query string, args ...any) ([]*T, error) {
 	cursor, err := tx.query(query, args...)
 	if err != nil {
@@ -134,7 +134,7 @@ func selectRows[T any](tx *Tx, fields func(*T) []any, query string, args ...any)
 	return list, errors.Join(cursor.Err(), cursor.Close())
 }
 
-// SelectOne reads the first row of a query, nil when there is none.
+// selectOne reads the first row of a query, nil when there is none.
 func selectOne[T any](tx *Tx, fields func(*T) []any, query string, args ...any) (*T, error) {
 	list, err := selectRows(tx, fields, query, args...)
 	if err != nil || len(list) == 0 {
@@ -143,7 +143,7 @@ func selectOne[T any](tx *Tx, fields func(*T) []any, query string, args ...any) 
 	return list[0], nil
 }
 
-// Changes that a row of a type with a state machine goes through: write the row if the state that it is in now may
+// transition is how a row with a state machine changes: write the row if the state that it is in now may
 // become next. The check and the write are one statement, so no rival can come between them.
 type transition[S ~string] struct {
 	table, key, column string // where the state is
@@ -151,7 +151,7 @@ type transition[S ~string] struct {
 	machine            spore.Transitions[S]
 }
 
-// Apply runs "UPDATE table SET set WHERE key = id", provided that the state allows it.
+// apply runs "UPDATE table SET set WHERE key = id", provided that the state allows it.
 func (m transition[S]) apply(tx *Tx, id any, next S, set string, args []any) error {
 	var from []any
 	for state := range m.machine {
@@ -185,7 +185,7 @@ func unknown(noun string, id any) error {
 	return spore.Errorf(spore.CodeNotFound, "there is no %s %v", noun, id)
 }
 
-// Assignments renders "(a, b) = (?, ?)" for columns, a list like "a, b".
+// assignments renders "(a, b) = (?, ?)" for columns, a list like "a, b".
 func assignments(columns string) string {
 	return "(" + columns + ") = (" + parameters(strings.Count(columns, ",")+1) + ")"
 }
@@ -194,7 +194,7 @@ func parameters(n int) string {
 	return strings.TrimSuffix(strings.Repeat("?, ", n), ", ")
 }
 
-// Insertion renders an INSERT that does nothing when the row breaks a uniqueness rule: the caller sees from the number
+// insertion renders an INSERT that does nothing when the row breaks a uniqueness rule: the caller sees from the number
 // of rows that it did, and the transaction stays usable on every database.
 func insertion(table, columns string) string {
 	return "INSERT INTO " + table + " (" + columns + ") VALUES (" + parameters(strings.Count(columns, ",")+1) + ") ON CONFLICT DO NOTHING"

@@ -47,7 +47,7 @@ func templateFields(t *spore.Template) []any {
 	}
 }
 
-// Live is spelled as the partial indexes spell it, or they would not be used.
+// templateLive is spelled as the partial indexes spell it, or they would not be used.
 const templateLive = "status NOT IN ('DELETING', 'DELETED')"
 
 var templateStates = transition[spore.TemplateStatus]{
@@ -65,7 +65,7 @@ func (tx *Tx) InsertTemplate(t *spore.Template) error {
 	return spore.Errorf(spore.CodeConflict, "the id %s is taken", t.ID)
 }
 
-// NameTaken is an error when another live row holds the name of t.
+// nameTaken is an error when another live row holds the name of t.
 func (tx *Tx) nameTaken(t *spore.Template) error {
 	if t.Name == "" {
 		return nil

@@ -59,7 +59,7 @@ func (c *conn) Query(ctx context.Context, query string, args ...any) (rows.Curso
 	return &cursorOf{cursor, c}, nil
 }
 
-// Prepare answers the compiled form of a query, nil when there is none, and the context to run it under. A statement that is
+// prepare answers the compiled form of a query, nil when there is none, and the context to run it under. A statement that is
 // interrupted takes the whole write transaction with it, the work of others included. So there statements run to their
 // end, and that a caller has left is noticed between them.
 func (c *conn) prepare(ctx context.Context, query string) (context.Context, *sql.Stmt) {
@@ -70,7 +70,7 @@ func (c *conn) prepare(ctx context.Context, query string) (context.Context, *sql
 	return ctx, c.statements.of(ctx, c.tx, query)
 }
 
-// Failed translates err and remembers it when it has cost the transaction.
+// failed translates err and remembers it when it has cost the transaction.
 func (c *conn) failed(err error) error {
 	if err == nil {
 		return nil

@@ -17,7 +17,7 @@ import (
 	"github.com/sporevm/spore/internal/store/sqlite"
 )
 
-// ChildEnv names the database that this test binary, started as a child, is to work on until it is killed.
+// childEnv names the database that this test binary, started as a child, is to work on until it is killed.
 const childEnv = "SPORE_TEST_STORE"
 
 func TestMain(m *testing.M) {
@@ -30,7 +30,7 @@ func TestMain(m *testing.M) {
 	os.Exit(m.Run())
 }
 
-// Child runs a job that never ends and inserts templates from several goroutines. It tells of each on its standard output,
+// child runs a job that never ends and inserts templates from several goroutines. It tells of each on its standard output,
 // once it counts as done.
 func child(path string) error {
 	ctx := context.Background()

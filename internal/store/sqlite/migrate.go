@@ -65,7 +65,7 @@ func migrate(ctx context.Context, db *sql.DB) error {
 	return nil
 }
 
-// QueueVersion is the newest of River's migrations that the database has had, 0 when none. River itself cannot be asked: it
+// queueVersion is the newest of River's migrations that the database has had, 0 when none. River itself cannot be asked: it
 // fails on versions that it does not know.
 func queueVersion(ctx context.Context, db *sql.DB) (version int64, err error) {
 	var tables int

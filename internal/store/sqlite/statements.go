@@ -19,7 +19,7 @@ func newStatements(db *sql.DB) *statements {
 	return &statements{db: db, compiled: make(map[string]*sql.Stmt), wanted: make(map[string]bool)}
 }
 
-// Prepare compiles what was wanted since the last time. No transaction may be open.
+// prepare compiles what was wanted since the last time. No transaction may be open.
 func (s *statements) prepare(ctx context.Context) error {
 	for query := range s.wanted {
 		statement, err := s.db.PrepareContext(ctx, query)
@@ -32,7 +32,7 @@ func (s *statements) prepare(ctx context.Context) error {
 	return nil
 }
 
-// Of answers the compiled form of query for use in tx, nil when there is none yet.
+// of answers the compiled form of query for use in tx, nil when there is none yet.
 func (s *statements) of(ctx context.Context, tx *sql.Tx, query string) *sql.Stmt {
 	if statement, ok := s.compiled[query]; ok {
 		return tx.StmtContext(ctx, statement)

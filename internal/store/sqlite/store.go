@@ -30,7 +30,6 @@ type Options struct {
 // Store is a store.Store in one SQLite file. Writes go through one connection, where concurrent ones share commits; reads go
 // through a pool and are never held up by writes.
 type Store struct {
-	path    string
 	writes  *sql.DB
 	reads   *sql.DB
 	writer  *writer
@@ -70,7 +69,7 @@ func open(ctx context.Context, path string, opts Options) (_ *Store, err error) 
 		return nil, err
 	}
 
-	s := &Store{path: path, changes: newBroadcast(), bell: newBell()}
+	s := &Store{changes: newBroadcast(), bell: newBell()}
 	defer func() {
 		if err != nil {
 			err = errors.Join(err, s.closePools())
@@ -100,7 +99,7 @@ func open(ctx context.Context, path string, opts Options) (_ *Store, err error) 
 	return s, nil
 }
 
-// Address is the data source name of the file. Commits are flushed to the disk (synchronous FULL): what a client was told has
+// address is the data source name of the file. Commits are flushed to the disk (synchronous FULL): what a client was told has
 // happened must survive a power cut, and group commit makes that cheap. The WAL mode keeps readers and the writer out of
 // each other's way.
 func address(path string, extra url.Values) string {
@@ -128,7 +127,7 @@ func (s *Store) Update(ctx context.Context, fn func(tx store.Tx) error) error {
 	return s.update(ctx, func(tx *rows.Tx, _ *sql.Tx) error { return fn(tx) })
 }
 
-// Update runs fn with the transaction in both its forms.
+// update runs fn with the transaction in both its forms.
 func (s *Store) update(ctx context.Context, fn func(tx *rows.Tx, sqlTx *sql.Tx) error) error {
 	enqueued := false
 	err := s.writer.do(ctx, func(c *conn) error {
@@ -146,7 +145,7 @@ func (s *Store) update(ctx context.Context, fn func(tx *rows.Tx, sqlTx *sql.Tx) 
 	return nil
 }
 
-// Enqueuer is the queue within one transaction.
+// enqueuer is the queue within one transaction.
 type enqueuer struct {
 	queue *queue.Queue[*sql.Tx]
 	conn  *conn
@@ -168,7 +167,7 @@ func (s *Store) Work(ctx context.Context, workers int, run func(ctx context.Cont
 	return s.queue.Start(ctx, workers, run)
 }
 
-// ReviveDead puts jobs that are marked as running back in line. The file belongs to this process alone, and its own queue is
+// reviveDead puts jobs that are marked as running back in line. The file belongs to this process alone, and its own queue is
 // not working yet, so whatever ran them is dead. Nor can anyone else be the leader of River's housekeeping.
 func (s *Store) reviveDead(ctx context.Context) error {
 	return s.update(ctx, func(_ *rows.Tx, tx *sql.Tx) error {

@@ -40,7 +40,7 @@ func newWriter(db *sql.DB) *writer {
 	return &writer{db: db, known: newStatements(db), turn: make(chan struct{}, 1), maxAge: maxBatchAge}
 }
 
-// Do runs fn in a transaction and returns once it is committed, or rolled back because of the error returned.
+// do runs fn in a transaction and returns once it is committed, or rolled back because of the error returned.
 func (w *writer) do(ctx context.Context, fn func(c *conn) error) error {
 	b, err := w.take(ctx, fn)
 	if err != nil {
@@ -50,7 +50,7 @@ func (w *writer) do(ctx context.Context, fn func(c *conn) error) error {
 	return b.err
 }
 
-// Take waits for the turn, runs fn and passes the turn on. The last of those who wait commits for all. That is why nobody
+// take waits for the turn, runs fn and passes the turn on. The last of those who wait commits for all. That is why nobody
 // stops waiting early, even if its ctx has ended: the one before may have left the commit to it.
 func (w *writer) take(ctx context.Context, fn func(c *conn) error) (*batch, error) {
 	w.waiting.Add(1)
@@ -81,7 +81,7 @@ func (w *writer) begin(ctx context.Context) error {
 	return nil
 }
 
-// Pass gives the turn to the next one, having committed if there is nobody to leave that to, or the batch is full.
+// pass gives the turn to the next one, having committed if there is nobody to leave that to, or the batch is full.
 func (w *writer) pass() {
 	if b := w.batch; b != nil && (w.waiting.Load() == 0 || b.size >= maxBatch || time.Since(b.began) > w.maxAge) {
 		w.end(translate(b.tx.Commit()))
@@ -89,14 +89,14 @@ func (w *writer) pass() {
 	<-w.turn
 }
 
-// End closes the batch with what became of it.
+// end closes the batch with what became of it.
 func (w *writer) end(err error) {
 	w.batch.err = err
 	close(w.batch.done)
 	w.batch = nil
 }
 
-// Run runs fn inside the batch, and takes what it did back when it fails, panics or ends its goroutine.
+// run runs fn inside the batch, and takes what it did back when it fails, panics or ends its goroutine.
 func (w *writer) run(fn func(c *conn) error) (err error) {
 	b := w.batch
 	c := &conn{tx: b.tx, statements: w.known}
@@ -132,7 +132,7 @@ func (w *writer) run(fn func(c *conn) error) (err error) {
 	return err
 }
 
-// Abandon gives the whole batch up: SQLite has rolled it back, or its state is unknown.
+// abandon gives the whole batch up: SQLite has rolled it back, or its state is unknown.
 func (w *writer) abandon(cause error) error {
 	cause = fmt.Errorf("a transaction was given up: %w", translate(cause))
 	if err := w.batch.tx.Rollback(); err != nil {

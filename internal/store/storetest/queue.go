@@ -20,7 +20,7 @@ type attempt struct {
 	at   time.Time
 }
 
-// Enqueue inserts job n and puts it in the queue.
+// enqueue inserts job n and puts it in the queue.
 func enqueue(t *testing.T, s store.Store, n, attempts int) string {
 	t.Helper()
 	j := sampleJob(n)

@@ -47,7 +47,7 @@ func Run(t *testing.T, open Open) {
 	}
 }
 
-// Fresh opens a store on an empty database and closes it when the test ends.
+// fresh opens a store on an empty database and closes it when the test ends.
 func fresh(t *testing.T, open Open) store.Store {
 	return reopen(t, open, t.TempDir())
 }
@@ -77,7 +77,7 @@ func view(t *testing.T, s store.Store, fn func(tx store.Tx) error) {
 	}
 }
 
-// WantCode fails the test unless err has the code; "" means no error.
+// wantCode fails the test unless err has the code; "" means no error.
 func wantCode(t *testing.T, err error, code spore.Code) {
 	t.Helper()
 	if got := spore.CodeOf(err); got != code {
@@ -92,7 +92,7 @@ func wantEqual(t *testing.T, got, want any) {
 	}
 }
 
-// Within is how long anything may take before the suite gives it up.
+// within is how long anything may take before the suite gives it up.
 const within = 20 * time.Second
 
 func receive[T any](t *testing.T, ch <-chan T, what string) T {
@@ -106,7 +106,7 @@ func receive[T any](t *testing.T, ch <-chan T, what string) T {
 	}
 }
 
-// Epoch is the time that samples are made at. Nanoseconds must survive.
+// epoch is the time that samples are made at. Nanoseconds must survive.
 var epoch = time.Date(2026, 3, 4, 5, 6, 7, 89, time.UTC)
 
 func at(n int) time.Time { return epoch.Add(time.Duration(n) * time.Second) }
@@ -147,7 +147,7 @@ func sampleJob(n int) *spore.Job {
 	}
 }
 
-// WithTemplate inserts a template for other rows to refer to, and answers its id.
+// withTemplate inserts a template for other rows to refer to, and answers its id.
 func withTemplate(t *testing.T, s store.Store) string {
 	t.Helper()
 	row := sampleTemplate(1 << 20)
