@@ -39,13 +39,10 @@ type Config struct {
 	Quick bool
 	// Runs is how often each row repeats what it measures; 0 lets each choose.
 	Runs int
-	// Results gets the report as JSON: a file if it ends in .json, else a directory, where the file is named by date and
-	// class of host. "" writes none.
-	Results string
-	// JSON prints the report as JSON instead of a table.
-	JSON bool
-	// Table gets the report, Progress lines that say what is being done. Either may be nil.
-	Table, Progress io.Writer
+	// ResultsDir gets the report as JSON, in a file named by date and class of host; "" writes none.
+	ResultsDir string
+	// Out gets the table, and before it lines that say what is being done. May be nil.
+	Out io.Writer
 	// Logger is the servers' and hears nothing by default.
 	Logger *slog.Logger
 }
@@ -96,11 +93,8 @@ func Run(ctx context.Context, cfg Config) (report *Report, err error) {
 	if cfg.Logger == nil {
 		cfg.Logger = slog.New(slog.DiscardHandler)
 	}
-	if cfg.Table == nil {
-		cfg.Table = io.Discard
-	}
-	if cfg.Progress == nil {
-		cfg.Progress = io.Discard
+	if cfg.Out == nil {
+		cfg.Out = io.Discard
 	}
 	dir, err := makeDir(cfg.DataDir)
 	if err != nil {
@@ -119,19 +113,14 @@ func Run(ctx context.Context, cfg Config) (report *Report, err error) {
 	if report.Scope.LoadAfter, err = loadAverage(); err != nil {
 		return nil, err
 	}
-	if cfg.JSON {
-		err = report.Encode(cfg.Table)
-	} else {
-		err = report.Print(cfg.Table)
-	}
-	if err != nil || cfg.Results == "" {
+	if err := report.Print(cfg.Out); err != nil || cfg.ResultsDir == "" {
 		return report, err
 	}
-	path, err := report.Save(cfg.Results)
+	path, err := report.Save(cfg.ResultsDir)
 	if err != nil {
 		return nil, err
 	}
-	_, err = fmt.Fprintf(cfg.Progress, "saved as %s\n", path)
+	_, err = fmt.Fprintf(cfg.Out, "Saved as %s\n", path)
 	return report, err
 }
 
@@ -174,18 +163,19 @@ func makeDir(parent string) (string, error) {
 
 // measureAll runs the servers that the rows need, one after the other on the same data, and measures.
 func measureAll(ctx context.Context, cfg Config, dir string, chosen []rowKind, report *Report) error {
-	l := &lab{cfg: cfg, dir: dir, data: filepath.Join(dir, "data")}
+	l := &lab{cfg: cfg, dir: dir, data: filepath.Join(dir, "data"), image: cfg.Image}
+	if l.image == "" {
+		var err error
+		if l.image, err = makeImage(filepath.Join(dir, "image")); err != nil {
+			return err
+		}
+	}
 	for _, pool := range []bool{false, true} {
 		group := slices.DeleteFunc(slices.Clone(chosen), func(r rowKind) bool { return r.pool != pool })
 		if len(group) == 0 {
 			continue
 		}
 		err := l.serving(ctx, pool, func(ctx context.Context) error {
-			if report.Scope.Engine == "" {
-				if err := l.describe(ctx, &report.Scope); err != nil {
-					return err
-				}
-			}
 			for _, r := range group {
 				l.say("measuring %s", r.name)
 				made, err := r.measure(ctx, l)
@@ -194,7 +184,11 @@ func measureAll(ctx context.Context, cfg Config, dir string, chosen []rowKind, r
 				}
 				report.Rows = append(report.Rows, made...)
 			}
-			return l.cleared(ctx)
+			if err := l.cleared(ctx); err != nil {
+				return err
+			}
+			// At the end: which accelerator works is known once a guest was booted.
+			return l.describe(ctx, &report.Scope)
 		})
 		if err != nil {
 			return err

@@ -37,7 +37,7 @@ const (
 const poolSize = 2
 
 func (l *lab) say(format string, args ...any) {
-	fmt.Fprintf(l.cfg.Progress, format+"\n", args...) // a line for people; the figures do not depend on it
+	fmt.Fprintf(l.cfg.Out, format+"\n", args...) // a line for people; the figures do not depend on it
 }
 
 // repeat is how often a row measures: many times, in a quick run a few, or as often as was asked for.
@@ -80,19 +80,17 @@ func (l *lab) serving(ctx context.Context, pool bool, fn func(context.Context) e
 	}
 }
 
-// describe notes what the server is, once.
+// describe notes what the server is.
 func (l *lab) describe(ctx context.Context, s *Scope) error {
 	info, err := l.client.Info(ctx)
 	if err != nil {
 		return err
 	}
-	l.image = l.cfg.Image
-	s.server(info, l.image)
-	if l.image == "" {
+	s.server(info, l.cfg.Image)
+	if l.cfg.Image == "" {
 		s.Image = smallImage
-		l.image, err = makeImage(filepath.Join(l.dir, "image"))
 	}
-	return err
+	return nil
 }
 
 // template answers a template of that many MiB of memory, which is built when there is none yet.

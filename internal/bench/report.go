@@ -139,28 +139,17 @@ func figure(v float64, unit string) string {
 	return strconv.FormatFloat(v, 'f', 2, 64) + " " + unit
 }
 
-// Encode writes the report as JSON.
-func (r *Report) Encode(w io.Writer) error {
-	e := json.NewEncoder(w)
-	e.SetIndent("", "  ")
-	return e.Encode(r)
-}
-
-// Save writes the report as JSON and answers the file's path. A name that ends in .json is a file, which is replaced. Any
-// other is a directory, in which the file is named by date and class of host; an earlier report of the same name stays,
-// and the newer one gets a number.
-func (r *Report) Save(name string) (string, error) {
-	if filepath.Ext(name) == ".json" {
-		f, err := os.Create(name)
-		if err != nil {
-			return "", err
-		}
-		return name, errors.Join(r.Encode(f), f.Close())
-	}
-	if err := os.MkdirAll(name, 0o755); err != nil {
+// Save writes the report as JSON into dir, in a file named by date and class of host, and answers its path. An earlier
+// report of the same name stays, and the newer one gets a number.
+func (r *Report) Save(dir string) (string, error) {
+	raw, err := json.MarshalIndent(r, "", "  ")
+	if err != nil {
 		return "", err
 	}
-	stem := filepath.Join(name, r.Started.UTC().Format(time.DateOnly)+"-"+r.Scope.Class())
+	if err := os.MkdirAll(dir, 0o755); err != nil {
+		return "", err
+	}
+	stem := filepath.Join(dir, r.Started.UTC().Format(time.DateOnly)+"-"+r.Scope.Class())
 	if r.Quick {
 		stem += "-quick"
 	}
@@ -176,6 +165,7 @@ func (r *Report) Save(name string) (string, error) {
 		if err != nil {
 			return "", err
 		}
-		return path, errors.Join(r.Encode(f), f.Close())
+		_, err = f.Write(append(raw, '\n'))
+		return path, errors.Join(err, f.Close())
 	}
 }

@@ -33,17 +33,16 @@ func TestRun(t *testing.T) {
 		t.Fatal(err)
 	}
 	t.Cleanup(func() { os.RemoveAll(dir) })
-	var table, progress strings.Builder
-	var serverLog strings.Builder
+	var out, serverLog strings.Builder
 	report, err := bench.Run(t.Context(), bench.Config{
 		Serve: serve(testbed.SporeInit(t)), DataDir: filepath.Join(dir, "data"), Kernel: api.KernelRequest{Kernel: vmlinuz, Modules: modules},
-		Rows: []string{"miss", "cold", "rollback", "hit"}, Runs: 1, Results: filepath.Join(dir, "r.json"),
-		Table: &table, Progress: &progress, Logger: slog.New(slog.NewTextHandler(&serverLog, nil)),
+		Rows: []string{"miss", "cold", "rollback", "hit"}, Runs: 1, ResultsDir: filepath.Join(dir, "results"),
+		Out: &out, Logger: slog.New(slog.NewTextHandler(&serverLog, nil)),
 	})
 	if err != nil {
-		t.Fatalf("%v\n%s\nthe server's log:\n%s", err, progress.String(), serverLog.String())
+		t.Fatalf("%v\n%s\nthe server's log:\n%s", err, out.String(), serverLog.String())
 	}
-	t.Logf("\n%s", table.String())
+	t.Logf("\n%s", out.String())
 	if len(report.Rows) != 4 {
 		t.Errorf("%d rows came back, not 4", len(report.Rows))
 	}
