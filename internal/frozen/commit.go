@@ -205,7 +205,7 @@ func (d *Draft) settleDiskLayer(ctx context.Context) (*Chain, error) {
 			if err := lw.addDifference(r.Offset, x, y); err != nil {
 				return err
 			}
-			if lw.place >= whole {
+			if lw.place+int64(len(lw.frame)) >= whole {
 				return errTooBig
 			}
 		}

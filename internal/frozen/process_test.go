@@ -246,3 +246,27 @@ func BenchmarkCaptureLive(b *testing.B) {
 }
 
 func addressOf(b []byte) uintptr { return uintptr(unsafe.Pointer(&b[0])) }
+
+// BenchmarkOpenImage opens an image of 2 GiB with that much in its layer and reads all patches, as a thaw does.
+func BenchmarkOpenImage(b *testing.B) {
+	for _, dirty := range []int{0, 24} {
+		b.Run(fmt.Sprintf("dirty=%dMiB", dirty), func(b *testing.B) {
+			s := openStore(b, Options{})
+			parent := bigTemplate(b, s, 2048)
+			vm, disk := thawProcess(b, s, parent)
+			vm.write(b, dirty)
+			d := must[*Draft](b)(s.Begin(b.Context(), Spec{ID: "snap-1", Kind: KindSnapshot, Shape: shape, Parent: parent}))
+			must[Timings](b)(d.CaptureLive(b.Context(), vm, disk, Resume))
+			must[*Manifest](b)(d.Commit(b.Context()))
+			for b.Loop() {
+				img := must[*Image](b)(s.OpenImage(b.Context(), "snap-1"))
+				if err := img.VM.Patches.Each(b.Context(), func(int64, []byte) error { return nil }); err != nil {
+					b.Fatal(err)
+				}
+				if err := img.Close(); err != nil {
+					b.Fatal(err)
+				}
+			}
+		})
+	}
+}
