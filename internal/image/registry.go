@@ -8,6 +8,7 @@ import (
 	"net"
 	"net/http"
 	"strings"
+	"time"
 
 	"github.com/google/go-containerregistry/pkg/authn"
 	"github.com/google/go-containerregistry/pkg/name"
@@ -43,6 +44,7 @@ func newRegistrySource(ref Reference, insecure bool, keychain authn.Keychain, bl
 		remote.WithAuthFromKeychain(keychain),
 		remote.WithTransport(&schemeGuard{next: base, insecure: insecure}),
 		remote.WithUserAgent("spore"),
+		remote.WithRetryBackoff(remote.Backoff{Duration: 200 * time.Millisecond, Factor: 3, Jitter: 0.1, Steps: 3}),
 	)
 	if err != nil {
 		return nil, fmt.Errorf("prepare for registry %s: %w", s.name.Context().RegistryStr(), err)
@@ -64,6 +66,8 @@ func (s *registrySource) root(ctx context.Context) (v1.Descriptor, error) {
 		if data, err := s.blobs.read(head.Digest, maxDocument); err == nil {
 			return v1.Descriptor{MediaType: head.MediaType, Digest: head.Digest, Size: int64(len(data)), Data: data}, nil
 		}
+	} else if answer := (*transport.Error)(nil); err != nil && !errors.As(err, &answer) {
+		return v1.Descriptor{}, s.explain(ctx, err, "image "+s.ref.String())
 	}
 	got, err := s.puller.Get(ctx, s.name)
 	if err != nil {
