@@ -15,8 +15,12 @@ import (
 	"github.com/sporevm/spore/internal/vmm"
 )
 
-// trialTime bounds the trial boot. A KVM that works needs a second or two; one that is itself emulated needs about ten.
-const trialTime = 20 * time.Second
+// The trial boot ends when the guest has said nothing for trialSilence, as one does that is stuck, or at the latest after
+// trialTime. A KVM that works needs a second or two; one that is itself emulated, on a busy host, much longer.
+const (
+	trialSilence = 20 * time.Second
+	trialTime    = 2 * time.Minute
+)
 
 // verdict is what the trial boot under KVM came to. It holds until the host or QEMU changes.
 type verdict struct {
@@ -156,10 +160,17 @@ func (e *Engine) trial(ctx context.Context, hv *hypervisor, kernel, initrd strin
 	}()
 	tick := time.NewTicker(20 * time.Millisecond)
 	defer tick.Stop()
+	silent := time.NewTimer(trialSilence)
+	defer silent.Stop()
+	var before []byte
 	for {
 		text, err := m.Console(consoleLimit)
 		if err != nil {
 			return err
+		}
+		if !bytes.Equal(text, before) {
+			before = text
+			silent.Reset(trialSilence)
 		}
 		for _, sign := range signs {
 			if bytes.Contains(text, sign) {
@@ -169,6 +180,8 @@ func (e *Engine) trial(ctx context.Context, hv *hypervisor, kernel, initrd strin
 		select {
 		case <-m.Done():
 			return fmt.Errorf("a guest ended in its boot under KVM: %s", m.lastWords())
+		case <-silent.C:
+			return fmt.Errorf("a guest got stuck in its boot under KVM, silent for %s; last it said: %q", trialSilence, lastLines(text, 1))
 		case <-ctx.Done():
 			return fmt.Errorf("a guest did not get through its boot under KVM in %s; last it said: %q", trialTime, lastLines(text, 1))
 		case <-tick.C:
