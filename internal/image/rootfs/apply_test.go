@@ -46,6 +46,7 @@ func TestApply(t *testing.T) {
 		{"symlinks stay inside", layers{{symlink("up", "../../.."), symlink("abs", "/etc"), symlink("two", "abs/../x")},
 			{file("up/a", "A"), file("abs/passwd", "P"), file("two/y", "Y")}},
 			"a: A|abs -> /etc|etc/ 755|etc/passwd: P|two -> abs/../x|up -> ../../..|x/ 755|x/y: Y"},
+		{"symlink out of a missing directory", layers{{symlink("l", "/none/../bin")}, {file("l/x", "X")}}, "bin/ 755|bin/x: X|l -> /none/../bin"},
 		{"dangling symlink", layers{{symlink("l", "a/b")}, {file("l/f", "F")}}, "a/ 755|a/b/ 755|a/b/f: F|l -> a/b"},
 		{"symlink replaced, not followed", layers{{file("t", "T"), symlink("l", "t")}, {file("l", "L")}}, "l: L|t: T"},
 		{"hard link", layers{{file("a", "A"), link("b", "a"), link("c", "./b")}}, "a: A|b = a|c = a"},

@@ -50,50 +50,67 @@ func (t *Tree) dir(parts []string, make bool) (*ext4.Node, error) {
 	return n, err
 }
 
+// step is a directory on the way that walk has gone. Its node is nil as long as there is no such directory.
+type step struct {
+	name string
+	node *ext4.Node
+}
+
 func (t *Tree) walk(parts []string, make bool) (*ext4.Node, error) {
-	stack := []*ext4.Node{t.Root}
+	way := []step{{"", t.Root}}
 	pending := pathStack{}
 	pending.push(parts)
 	links := 0
-	for {
-		part, ok := pending.pop()
-		if !ok {
-			return stack[len(stack)-1], nil
-		}
+	for part, ok := pending.pop(); ok; part, ok = pending.pop() {
 		switch part {
 		case "", ".":
 			continue
 		case "..": // only a symlink's target has these
-			if len(stack) > 1 {
-				stack = stack[:len(stack)-1]
+			if len(way) > 1 {
+				way = way[:len(way)-1]
 			}
 			continue
 		}
-		here := stack[len(stack)-1]
-		next := here.Children[part]
+		var next *ext4.Node
+		if here := way[len(way)-1].node; here != nil {
+			next = here.Children[part]
+		}
 		switch {
-		case next != nil && next.IsDir():
 		case next != nil && next.Type() == ext4.TypeSymlink:
 			if links++; links > maxSymlinks {
 				return nil, errSymlinks
 			}
 			if strings.HasPrefix(next.Target, "/") {
-				stack = stack[:1]
+				way = way[:1]
 			}
 			pending.push(strings.Split(next.Target, "/"))
 			continue
-		case !make:
-			return nil, nil
+		case next != nil && !next.IsDir():
+			next = nil
 		case len(part) > ext4.MaxName:
 			return nil, errors.New("a symlink on the path holds a name that is too long")
-		default:
-			if next != nil {
-				t.forget()
-			}
-			next = ext4.NewDir(0o755)
-			here.Children[part] = next
 		}
-		stack = append(stack, next)
+		way = append(way, step{part, next})
+	}
+	if make {
+		t.complete(way)
+	}
+	return way[len(way)-1].node, nil
+}
+
+// complete makes the directories that a way lacks. They are made at its end only: one that a symlink's target has left
+// again through ".." is not needed.
+func (t *Tree) complete(way []step) {
+	for i := 1; i < len(way); i++ {
+		if way[i].node != nil {
+			continue
+		}
+		parent := way[i-1].node
+		if parent.Children[way[i].name] != nil {
+			t.forget() // something else than a directory gives way
+		}
+		way[i].node = ext4.NewDir(0o755)
+		parent.Children[way[i].name] = way[i].node
 	}
 }
 
