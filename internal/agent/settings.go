@@ -66,11 +66,14 @@ func (a *Agent) accounts() (accounts, error) {
 	return readAccounts("/etc/passwd", "/etc/group")
 }
 
-// requestUser reads the user that a request names: the user part of basic authorization, with an empty password, which
-// is how the SDKs say it.
+// requestUser reads the user that a request names: the user part of basic authorization, which is how the SDKs say it.
+// They leave the password empty; one that is there is the group of user:group.
 func requestUser(h http.Header) string {
 	r := http.Request{Header: h}
-	user, _, _ := r.BasicAuth()
+	user, group, _ := r.BasicAuth()
+	if group = strings.TrimSuffix(group, ":"); group != "" {
+		return user + ":" + group
+	}
 	return user
 }
 
