@@ -224,6 +224,26 @@ func TestDamagedArchives(t *testing.T) {
 	}
 }
 
+func TestArchiveWithoutEnd(t *testing.T) {
+	whole := archive(t, tar.FormatPAX, tar.Header{Typeflag: tar.TypeReg, Name: "file", Size: 1000})
+	for _, size := range []int{512 + 1000, 512 + 1024} {
+		r := tape.NewReader(bytes.NewReader(whole[:size]))
+		if _, err := r.Next(); err != nil {
+			t.Fatal(err)
+		}
+		if _, err := r.Next(); err != io.EOF {
+			t.Errorf("an archive that ends after %d bytes: %v, want the end", size, err)
+		}
+	}
+	r := tape.NewReader(bytes.NewReader(whole[:512+1010]))
+	if _, err := r.Next(); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := r.Next(); !errors.Is(err, io.ErrUnexpectedEOF) {
+		t.Errorf("an archive that ends within the padding: %v", err)
+	}
+}
+
 func TestDataOfSkippedEntries(t *testing.T) {
 	data := archive(t, tar.FormatGNU,
 		tar.Header{Typeflag: tar.TypeReg, Name: "a", Size: 300_000},
