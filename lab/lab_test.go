@@ -158,24 +158,12 @@ func loadCargo(t *testing.T, repo string, probe *kernel.Bundle) string {
 	return disk
 }
 
-// loadEngine brings the engine's test binary, with a cache that has all its tests ask for: nothing can be built where
-// they run.
+// loadEngine brings the engine's test binary, with what its tests would build: nothing can be built where they run.
 func loadEngine(t *testing.T, c cargo) {
 	t.Helper()
-	sporeInit, bundle := testbed.SporeInit(t), testbed.Bundle(t)
-	name := filepath.Base(sporeInit)
-	c.put(t, sporeInit, "testbed/"+name)
-	c.put(t, filepath.Join(testbed.Cache(t), "bundle-of-"+name), "testbed/bundle-of-"+name)
-	c.put(t, filepath.Dir(bundle.VmlinuzPath()), "testbed/kernels/"+bundle.ID)
-	if err := os.WriteFile(filepath.Join(c.dir, "testbed/init"), []byte(name), 0o644); err != nil {
-		t.Fatal(err)
-	}
-	for _, image := range []string{testbed.Busybox, testbed.Static} {
-		dir := testbed.Image(t, image)
-		c.put(t, dir, "testbed/"+filepath.Base(dir))
-	}
-	binary := filepath.Join(c.dir, "engine/qemu.test")
-	run(t, c.repo, "go", "test", "-c", "-o", binary, "./internal/vmm/qemu")
+	c.put(t, testbed.KernelTree(t), "testbed/kernel-tree")
+	c.put(t, build(t, c.repo, t.TempDir(), "guest", "./internal/vmm/vmmtest/guest"), "engine/guest")
+	run(t, c.repo, "go", "test", "-c", "-o", filepath.Join(c.dir, "engine/qemu.test"), "./internal/vmm/qemu")
 	testdata := "internal/vmm/qemu/testdata"
 	if _, err := os.Stat(filepath.Join(c.repo, testdata)); err == nil {
 		c.put(t, testdata, "engine/testdata")
@@ -195,7 +183,7 @@ func boot(t *testing.T, bundle *kernel.Bundle, root, second string) map[string]s
 	ctx, cancel := context.WithTimeout(t.Context(), bound)
 	defer cancel()
 	cmd := exec.CommandContext(ctx, "qemu-system-x86_64",
-		"-M", "q35,accel=tcg", "-cpu", "EPYC,+svm", "-smp", "2", "-m", fmt.Sprint(outerMiB),
+		"-M", "q35,accel=tcg", "-cpu", "EPYC,+svm,-xsave", "-smp", "2", "-m", fmt.Sprint(outerMiB),
 		"-nodefaults", "-no-user-config", "-display", "none", "-no-reboot", "-serial", "stdio",
 		"-kernel", bundle.VmlinuzPath(), "-initrd", bundle.InitrdPath(),
 		"-append", "console=ttyS0 quiet panic=-1 reboot=t mitigations=off lab.root=/dev/vda lab.cargo=/dev/vdb",
