@@ -9,7 +9,7 @@ export GOFLAGS=-buildvcs=false
 
 dir=$(realpath -m "${DEMO_DATA:-demo-data}")
 data=$dir/data
-spore=$PWD/bin/spore
+spore=${SPORE:-$PWD/bin/spore}
 server= registry=
 export SPORE_DATA=$data
 
@@ -71,7 +71,7 @@ leave() {
 
 # ---------------------------------------------------------------------------------------------------------- the demo
 
-[ -x "$spore" ] || fail "there is no bin/spore: run make build"
+[ -x "$spore" ] || fail "there is no $spore: run make build"
 if [ -e "$dir" ] && [ -n "$(ls -A "$dir")" ]; then
   [ -e "$dir/.spore-demo" ] || fail "$dir is not empty and not of an earlier demo"
   note "an earlier demo was interrupted; removing what it left"
@@ -173,7 +173,6 @@ thaw=$(awk '$1 == "thaw" {print $2}' <<<"$floors")
 boot=$(awk '$1 == "boot" {print $2}' <<<"$floors")
 cores=$(nproc)
 row "sandbox create" "$created" "$thaw" "bare QEMU thaw to first command"
-row "the same, against a boot" "$created" "$boot" "bare QEMU cold boot to first command"
 row "snapshot, from asking to on disk" "$frozen" "" ""
 row "snapshot, the guest stands still" "$(((paused + 500) / 1000))" "" ""
 row "fork, four ways" "$forked" "$((4 * thaw / cores))" "4 bare thaws on $cores cores"
@@ -209,4 +208,5 @@ for r in "${rows[@]}"; do
   [ -z "$floor" ] || ratio=$(awk -v a="$ms" -v b="$floor" 'BEGIN { printf "%.2f x", a / (b > 0 ? b : 1) }')
   printf '%-54s %9s %9s %7s  %s\n' "$what" "$ms" "$floor" "$ratio" "$of"
 done
+note "a bare cold boot to the first command takes $boot ms, $(awk -v a="$boot" -v b="$created" 'BEGIN { printf "%.0f", a / b }') times as long as the create"
 note "measured around the command line, once each, so that starting the program is part of it; make bench measures with care"
