@@ -167,7 +167,7 @@ show sandbox exec "$committed" -- cat /srv/note
 show snapshot log --graph
 
 step "The floors: what the bare hypervisor needs, on the same frozen bytes"
-url=$(cat "$data/url" 2>/dev/null || sed -n 's/.*"url":"\([^"]*\)".*/\1/p' "$data/server.json")
+url=$(sed -n 's/.*"url":"\([^"]*\)".*/\1/p' "$data/server.json")
 floors=$(.cache/demo/floor --server "$url" --data "$data" --template demo-python)
 thaw=$(awk '$1 == "thaw" {print $2}' <<<"$floors")
 boot=$(awk '$1 == "boot" {print $2}' <<<"$floors")
