@@ -148,6 +148,30 @@ func TestDiskFull(t *testing.T) {
 	}
 }
 
+// TestSweepOnFullDisk sweeps where there is no room for so much as a directory: making room must not need room.
+func TestSweepOnFullDisk(t *testing.T) {
+	for _, fs := range fileSystems[:2] {
+		t.Run(fs.kind, func(t *testing.T) {
+			dir := mountFS(t, fs.kind, fs.mib, fs.options...)
+			s := openStoreIn(t, filepath.Join(dir, "frozen"), Options{})
+			template(t, s, "tpl-1", 4096)
+			if err := s.Remove("tpl-1"); err != nil {
+				t.Fatal(err)
+			}
+			fill(t, filepath.Join(dir, "ballast"), 0)
+			for n := 0; os.Mkdir(filepath.Join(dir, fmt.Sprintf("ballast-%d", n)), 0o700) == nil; n++ {
+			}
+			plan := must[*SweepPlan](t)(s.PlanSweep(t.Context(), nil))
+			if freed := must[int64](t)(plan.Execute(t.Context())); freed == 0 {
+				t.Error("nothing was freed")
+			}
+			if report := must[*Report](t)(s.Check(t.Context(), true)); len(report.Problems) > 0 || report.Pieces > 0 {
+				t.Errorf("report %+v", report)
+			}
+		})
+	}
+}
+
 // fill takes all but about leave bytes of the file system.
 func fill(t testing.TB, path string, leave int64) {
 	t.Helper()

@@ -77,13 +77,16 @@ func (p *SweepPlan) Execute(ctx context.Context) (int64, error) {
 		return 0, nil
 	}
 	s := p.store
+	// Pieces are only renamed while everyone waits; the unlinking of gigabytes comes after. On a disk too full for a
+	// directory they are unlinked in place: what is left if that is cut short is swept another time.
 	trash, owner, err := s.newDir()
-	if err != nil {
+	if err != nil && spore.CodeOf(err) != spore.CodeNoSpace {
 		return 0, err
 	}
-	defer owner.Close()
+	if owner != nil {
+		defer owner.Close()
+	}
 	var freed int64
-	// Only renames while everyone waits; the unlinking of gigabytes comes after.
 	err = s.alone(func() error {
 		c, err := s.count(ctx, p.roots, true)
 		if err != nil {
@@ -98,7 +101,7 @@ func (p *SweepPlan) Execute(ctx context.Context) (int64, error) {
 				continue
 			}
 			s.step("sweep.move")
-			err := os.Rename(s.path(dirPieces, item.Piece), filepath.Join(trash, item.Piece))
+			err := s.discardPiece(item.Piece, trash)
 			if errors.Is(err, os.ErrNotExist) {
 				continue
 			}
@@ -110,8 +113,23 @@ func (p *SweepPlan) Execute(ctx context.Context) (int64, error) {
 		s.step("sweep.sync")
 		return syncDir(s.path(dirPieces))
 	})
-	s.step("sweep.delete")
-	return freed, errors.Join(err, os.RemoveAll(trash))
+	if trash != "" {
+		s.step("sweep.delete")
+		err = errors.Join(err, os.RemoveAll(trash))
+	}
+	return freed, err
+}
+
+// discardPiece moves a piece to the trash, or removes it when there is none. fs.ErrNotExist when it is gone already.
+func (s *Store) discardPiece(id, trash string) error {
+	path := s.path(dirPieces, id)
+	if trash != "" {
+		return os.Rename(path, filepath.Join(trash, id))
+	}
+	if _, err := os.Lstat(path); err != nil {
+		return err
+	}
+	return os.RemoveAll(path)
 }
 
 func blockedError(blocked []string) error {
