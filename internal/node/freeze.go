@@ -63,12 +63,16 @@ func (n *Node) capture(ctx context.Context, s *spore.Sandbox, frozenID, parent s
 // parent is what a capture is compared with: the frozen state of that id, or else what the VM was thawed from, which is
 // pinned and so is there even when its name is not.
 func (n *Node) parent(m *machine, id string) (*frozen.Manifest, error) {
-	if id != "" && id != m.owner.FrozenID {
-		if manifest, err := n.opt.Frozen.Manifest(id); err == nil && manifest.Shape.Artifact == m.owner.Shape.Artifact {
-			return manifest, nil
-		}
+	pinned, err := n.opt.Frozen.Pinned(m.id)
+	if err != nil || id == "" || id == m.owner.FrozenID {
+		return pinned, err
 	}
-	return n.opt.Frozen.Pinned(m.id)
+	// A page that the VM holds no copy of reads as the base that it maps: only what stands on that base will do.
+	manifest, err := n.opt.Frozen.Manifest(id)
+	if err == nil && manifest.Shape.Artifact == m.owner.Shape.Artifact && manifest.Memory.Base == pinned.Memory.Base {
+		return manifest, nil
+	}
+	return pinned, nil
 }
 
 func kindOf(id string) frozen.Kind {
