@@ -13,7 +13,7 @@ const machineType = "pc-q35-7.2"
 
 // tcgCPU is the processor that emulated guests see: a model that no QEMU release alters, with what x86-64-v2 programs
 // expect and with a random number generator for early boot.
-const tcgCPU = "qemu64-v1,+ssse3,+sse4.1,+sse4.2,+popcnt,+aes,+pclmulqdq,+rdrand,+rdseed,+smep,+smap,-svm"
+const tcgCPU = "qemu64-v1,+ssse3,+sse4.1,+sse4.2,+popcnt,+aes,+pclmulqdq,+rdrand,+smep,+smap,-svm"
 
 // translationMiB bounds the cache of translated guest code, per VM. QEMU's own choice is a gigabyte.
 const translationMiB = 128
