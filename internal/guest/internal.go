@@ -8,6 +8,7 @@ import (
 	"errors"
 	"io"
 	"net/http"
+	"strconv"
 	"time"
 
 	spore "github.com/sporevm/spore"
@@ -84,7 +85,7 @@ func (a *Agent) Poweroff(ctx context.Context, grace time.Duration) error {
 func (a *Agent) Logs(ctx context.Context, tail int, follow bool) (io.ReadCloser, error) {
 	path := "/logs?"
 	if tail > 0 {
-		path += "tail=" + itoa(tail) + "&"
+		path += "tail=" + strconv.Itoa(tail) + "&"
 	}
 	if follow {
 		path += "follow=true"

@@ -10,10 +10,9 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"sync"
 	"testing"
 	"time"
-
-	"github.com/sporevm/spore/internal/testbed"
 )
 
 // machine is a bare VM for the tests of this package: what an engine does, without an engine.
@@ -24,6 +23,9 @@ type machine struct {
 	qmp  net.Conn
 	in   *bufio.Reader
 	done chan struct{}
+
+	mu    sync.Mutex
+	ports map[string]net.Conn // as an engine does it: a second dial replaces the first
 }
 
 const testMemoryMiB = 160
@@ -35,7 +37,7 @@ func startMachine(t testing.TB, kernel, initrd, memory, disk, rootfs string, inc
 	if err != nil {
 		t.Fatal(err)
 	}
-	m := &machine{t: t, dir: dir, done: make(chan struct{})}
+	m := &machine{t: t, dir: dir, done: make(chan struct{}), ports: map[string]net.Conn{}}
 	share := "on"
 	if incoming {
 		share = "off"
@@ -130,8 +132,17 @@ func (m *machine) do(command string, args map[string]any) map[string]any {
 }
 
 func (m *machine) dial(ctx context.Context, port string) (net.Conn, error) {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	if old := m.ports[port]; old != nil {
+		old.Close()
+	}
 	var d net.Dialer
-	return d.DialContext(ctx, "unix", filepath.Join(m.dir, port))
+	c, err := d.DialContext(ctx, "unix", filepath.Join(m.dir, port))
+	if err == nil {
+		m.ports[port] = c
+	}
+	return c, err
 }
 
 // freeze stops the VM and saves its device state.
@@ -209,7 +220,7 @@ func makeDrives(t testing.TB, dir string) (rootfs, disk string) {
 	if err := os.Chmod(filepath.Join(root, "bin/busybox"), 0o755); err != nil {
 		t.Fatal(err)
 	}
-	for _, name := range []string{"sh", "cat", "echo", "sleep", "id", "true", "stty", "hostname", "md5sum", "httpd", "yes", "dd", "mount", "ls", "nc", "date"} {
+	for _, name := range []string{"sh", "cat", "echo", "sleep", "id", "true", "stty", "hostname", "md5sum", "httpd", "yes", "dd", "mount", "ls", "nc", "date", "grep", "ps", "stat", "wc", "tty", "mkdir"} {
 		if err := os.Symlink("busybox", filepath.Join(root, "bin", name)); err != nil {
 			t.Fatal(err)
 		}
@@ -222,11 +233,4 @@ func makeDrives(t testing.TB, dir string) (rootfs, disk string) {
 		}
 	}
 	return rootfs, disk
-}
-
-func testKernel(t testing.TB) (string, string) {
-	if k := os.Getenv("K"); k != "" {
-		return k, os.Getenv("I")
-	}
-	return testbed.Kernel(t)
 }

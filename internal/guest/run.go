@@ -6,7 +6,6 @@ import (
 	"encoding/base64"
 	"errors"
 	"net/http"
-	"strconv"
 
 	"connectrpc.com/connect"
 
@@ -59,7 +58,7 @@ func (a *Agent) Run(ctx context.Context, c Command) (Result, error) {
 	start.Stdin = &stdin
 	req := connect.NewRequest(start)
 	if c.User != "" {
-		req.Header().Set("Authorization", "Basic "+base64.StdEncoding.EncodeToString([]byte(c.User+":")))
+		req.Header().Set("Authorization", basicUser(c.User))
 	}
 	stream, err := a.rpc.process.Start(ctx, req)
 	if err != nil {
@@ -87,6 +86,11 @@ func (a *Agent) Run(ctx context.Context, c Command) (Result, error) {
 		return Result{}, typed(err)
 	}
 	return Result{}, unreachable(errors.New("the command's stream ended before the command did"))
+}
+
+// basicUser is how a request of the services names its user.
+func basicUser(user string) string {
+	return "Basic " + base64.StdEncoding.EncodeToString([]byte(user+":"))
 }
 
 // feed writes the standard input. A command that ends without reading all of it is none of our business, as in a pipe.
@@ -136,5 +140,3 @@ func typed(err error) error {
 	}
 	return spore.Errorf(code, "%s", c.Message()).WithCause(err)
 }
-
-func itoa(n int) string { return strconv.Itoa(n) }
