@@ -5,6 +5,8 @@ import (
 	"crypto/sha256"
 	"encoding/hex"
 	"fmt"
+	"io"
+	"log"
 	"math/rand/v2"
 	"net/http"
 	"net/http/httptest"
@@ -19,6 +21,7 @@ import (
 	"testing"
 
 	v1 "github.com/google/go-containerregistry/pkg/v1"
+	"github.com/google/go-containerregistry/pkg/v1/mutate"
 	"github.com/google/go-containerregistry/pkg/v1/types"
 )
 
@@ -256,5 +259,47 @@ func TestCancel(t *testing.T) {
 			}
 			mustBuild(t, s, ref, BuildOptions{})
 		})
+	}
+}
+
+func TestImagesWithLittleInThem(t *testing.T) {
+	s := openStore(t, Options{})
+	bare := testImage(t)
+	config, err := bare.ConfigFile()
+	if err != nil {
+		t.Fatal(err)
+	}
+	config = config.DeepCopy()
+	config.Config = v1.Config{}
+	if bare, err = mutate.ConfigFile(bare, config); err != nil {
+		t.Fatal(err)
+	}
+	r := mustBuild(t, s, "oci:"+writeLayout(t, map[string]v1.Image{"": bare}), BuildOptions{})
+	if r.Config.HasCommand() {
+		t.Errorf("config: %+v", r.Config)
+	}
+	checkFilesystem(t, r.Artifact, nil)
+}
+
+// TestBrokenDownloadIsTriedAgain cuts the first download of each layer in its middle.
+func TestBrokenDownloadIsTriedAgain(t *testing.T) {
+	host := startRegistry(t)
+	push(t, host+"/app:v1", testImage(t, gzipLayer(t, testFiles{"a": noise(12, 200_000)}.tar(t))))
+	var cut sync.Map
+	server := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		if _, again := cut.LoadOrStore(r.URL.Path, true); again || !strings.Contains(r.URL.Path, "/blobs/") || r.Method != http.MethodGet {
+			proxyTo(host, w, r)
+			return
+		}
+		w.Header().Set("Content-Length", "100000")
+		w.Write(make([]byte, 1000))
+		panic(http.ErrAbortHandler)
+	}))
+	defer server.Close()
+	server.Config.ErrorLog = log.New(io.Discard, "", 0)
+	s := openStore(t, Options{})
+	r := mustBuild(t, s, strings.TrimPrefix(server.URL, "http://")+"/app:v1", BuildOptions{})
+	if err := s.Verify(context.Background(), r.Artifact.ID); err != nil {
+		t.Error(err)
 	}
 }

@@ -3,6 +3,9 @@ package rootfs_test
 import (
 	"archive/tar"
 	"fmt"
+	"os"
+	"os/exec"
+	"path/filepath"
 	"strings"
 	"testing"
 	"time"
@@ -185,4 +188,47 @@ func TestShadowedContentIsNotWritten(t *testing.T) {
 	if strings.Contains(string(img), "secret") {
 		t.Error("content of a replaced file is in the image")
 	}
+}
+
+// TestHugeSparseFile takes a file of terabytes, as GNU tar stores it, all the way into an image.
+func TestHugeSparseFile(t *testing.T) {
+	tool, err := exec.LookPath("tar")
+	if err != nil {
+		t.Skip("tar is not installed")
+	}
+	dir := t.TempDir()
+	f, err := os.Create(filepath.Join(dir, "sparse"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer f.Close()
+	const far = 2<<40 + 12345
+	for at, text := range map[int64]string{0: "begin", far: "middle"} {
+		if _, err := f.WriteAt([]byte(text), at); err != nil {
+			t.Fatal(err)
+		}
+	}
+	if err := f.Truncate(3 << 40); err != nil {
+		t.Fatal(err)
+	}
+	layer, err := exec.Command(tool, "--format=posix", "--sparse", "-C", dir, "-cf", "-", "sparse").Output()
+	if err != nil {
+		t.Skipf("this tar cannot: %v", err)
+	}
+	tree, err := flatten(rootfs.Limits{}, layer)
+	if err != nil {
+		t.Fatal(err)
+	}
+	img, layout, err := image(tree, layer)
+	if err != nil {
+		t.Fatal(err)
+	}
+	n := tree.Root.Children["sparse"]
+	if n.Size != 3<<40 || layout.Size() > 1<<20 {
+		t.Errorf("a file of %d bytes in an image of %d", n.Size, layout.Size())
+	}
+	if at, _ := n.Locate(far); at < 0 || string(img[at:at+6]) != "middle" {
+		t.Errorf("the data is not at %d", at)
+	}
+	fsck(t, img)
 }
