@@ -137,7 +137,7 @@ func (b *build) pull(ctx context.Context) error {
 	group.SetLimit(4)
 	for _, l := range b.image.layers {
 		group.Go(func() error {
-			if err := b.fetch(ctx, l); err != nil {
+			if err := b.fetch(ctx, l, b.track.add); err != nil {
 				return err
 			}
 			b.track.layer()

@@ -4,8 +4,10 @@ import (
 	"context"
 	"crypto/sha256"
 	"encoding/hex"
+	"errors"
 	"fmt"
 	"io"
+	"io/fs"
 	"runtime"
 	"time"
 
@@ -20,10 +22,10 @@ import (
 const fetchAttempts = 3
 
 // fetch makes sure that the store has a layer.
-func (b *build) fetch(ctx context.Context, l layer) error {
+func (b *build) fetch(ctx context.Context, l layer, progress func(int64)) error {
 	open := func() (io.ReadCloser, error) { return b.image.source.open(ctx, l.desc) }
 	for attempt := 1; ; attempt++ {
-		err := b.store.blobs.ensure(ctx, l.desc, "layer", open, b.track.add)
+		err := b.store.blobs.ensure(ctx, l.desc, "layer", open, progress)
 		if spore.CodeOf(err) != spore.CodeUnreachable || attempt == fetchAttempts {
 			return err
 		}
@@ -34,6 +36,20 @@ func (b *build) fetch(ctx context.Context, l layer) error {
 		case <-time.After(time.Duration(attempt) * 500 * time.Millisecond):
 		}
 	}
+}
+
+func quiet(int64) {}
+
+// open opens a layer, uncompressed. One that was swept from the store since it was pulled is fetched again.
+func (b *build) open(ctx context.Context, l layer, progress func(int64)) (io.ReadCloser, error) {
+	r, err := b.store.blobs.openLayer(l.desc, progress)
+	if !errors.Is(err, fs.ErrNotExist) {
+		return r, err
+	}
+	if err := b.fetch(ctx, l, quiet); err != nil {
+		return nil, err
+	}
+	return b.store.blobs.openLayer(l.desc, progress)
 }
 
 // unpack reads all layers and puts them on top of each other. It returns the paths of files that were written for the
@@ -55,7 +71,7 @@ func (b *build) unpack(ctx context.Context) (*rootfs.Tree, []string, error) {
 	}
 	targets, err := tree.BakeCA(b.ca, func(files []*ext4.Node) (map[*ext4.Node][]byte, error) {
 		return rootfs.ReadFiles(ctx, files, func(i int) (io.ReadCloser, error) {
-			return b.store.blobs.openLayer(b.image.layers[i].desc, func(int64) {})
+			return b.open(ctx, b.image.layers[i], quiet)
 		})
 	})
 	return tree, targets, err
@@ -97,14 +113,14 @@ func (b *build) scan(ctx context.Context, scanner *rootfs.Scanner, l layer) (*ro
 		return nil, err
 	}
 	b.store.log.Warn("a stored layer has rotted, fetching it again", "layer", l.desc.Digest.String(), "err", err)
-	if err := b.fetch(ctx, l); err != nil {
+	if err := b.fetch(ctx, l, quiet); err != nil {
 		return nil, err
 	}
 	return b.scanOnce(ctx, scanner, l)
 }
 
 func (b *build) scanOnce(ctx context.Context, scanner *rootfs.Scanner, l layer) (*rootfs.Layer, error) {
-	r, err := b.store.blobs.openLayer(l.desc, b.track.add)
+	r, err := b.open(ctx, l, b.track.add)
 	if err != nil {
 		return nil, err
 	}
@@ -130,7 +146,7 @@ func (b *build) fill(ctx context.Context, contents *rootfs.Contents, w io.Writer
 			continue
 		}
 		group.Go(func() error {
-			r, err := b.store.blobs.openLayer(l.desc, func(int64) {})
+			r, err := b.open(ctx, l, quiet)
 			if err != nil {
 				return err
 			}

@@ -72,10 +72,15 @@ func createScratch(dir, pattern string) (*os.File, error) {
 		if err != nil {
 			return nil, err
 		}
-		if err := unix.Flock(int(f.Fd()), unix.LOCK_EX|unix.LOCK_NB); err == nil && sameFile(f, f.Name()) {
+		err = unix.Flock(int(f.Fd()), unix.LOCK_EX|unix.LOCK_NB)
+		if err == nil && sameFile(f, f.Name()) {
 			return f, nil
 		}
-		f.Close() // a sweep took it for an orphan before it was locked
+		f.Close()
+		if err != nil && !errors.Is(err, unix.EWOULDBLOCK) {
+			return nil, errors.Join(fmt.Errorf("lock %s: %w", f.Name(), err), os.Remove(f.Name()))
+		}
+		// A sweep took it for an orphan before it was locked.
 	}
 }
 

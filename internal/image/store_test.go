@@ -180,6 +180,24 @@ func TestSweepBlobs(t *testing.T) {
 	}
 }
 
+func TestSweepDuringBuild(t *testing.T) {
+	s := openStore(t, Options{})
+	ref := "oci:" + writeLayout(t, map[string]v1.Image{"": testImage(t, gzipLayer(t, testFiles{"a": noise(13, 50_000)}.tar(t)))})
+	seen := map[Phase]bool{}
+	mustBuild(t, s, ref, BuildOptions{Progress: func(p Progress) {
+		if p.Phase == PhasePulling && p.LayersDone == 0 || seen[p.Phase] {
+			return
+		}
+		seen[p.Phase] = true
+		if _, err := s.SweepBlobs(func(string) bool { return false }); err != nil {
+			t.Error(err)
+		}
+	}})
+	if len(seen) != 3 {
+		t.Errorf("swept in %v", seen)
+	}
+}
+
 func TestOneBuildForManyCallers(t *testing.T) {
 	s := openStore(t, Options{})
 	other, err := Open(s.dir, Options{}) // as another process would

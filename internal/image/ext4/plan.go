@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"math"
 	"slices"
+	"strings"
 )
 
 const (
@@ -87,17 +88,30 @@ func (l *Layout) all() []*Node {
 	return append([]*Node{l.root}, l.nodes...)
 }
 
+// visit is a directory to walk through, and how it was reached. Paths are put together for errors only: those of a
+// deep tree would fill the memory.
+type visit struct {
+	dir  *Node
+	name string
+	from *visit
+}
+
+func (v *visit) path(name string) string {
+	parts := []string{name}
+	for ; v.from != nil; v = v.from {
+		parts = append(parts, v.name)
+	}
+	slices.Reverse(parts)
+	return strings.Join(parts, "/")
+}
+
 // number walks the tree in the order of its names, gives out inode numbers, counts links and checks each file.
 func (l *Layout) number() error {
-	type visit struct {
-		dir  *Node
-		path string
-	}
 	l.root.ino, l.root.parent, l.root.links = rootInode, rootInode, 2
 	if err := l.root.prepare(); err != nil {
 		return &Error{Path: "", Reason: err.Error()}
 	}
-	stack := []visit{{l.root, ""}}
+	stack := []*visit{{dir: l.root}}
 	next := uint64(firstInode)
 	lostFound := l.root.Children["lost+found"]
 	if lostFound.IsDir() {
@@ -114,12 +128,8 @@ func (l *Layout) number() error {
 		below := len(stack)
 		for _, name := range v.dir.names {
 			n := v.dir.Children[name]
-			path := name
-			if v.path != "" {
-				path = v.path + "/" + name
-			}
 			if err := checkName(name); err != nil {
-				return &Error{Path: path, Reason: err.Error()}
+				return &Error{Path: v.path(name), Reason: err.Error()}
 			}
 			if n.ino == 0 {
 				if n == lostFound && n.IsDir() {
@@ -129,10 +139,10 @@ func (l *Layout) number() error {
 					next++
 				}
 				if next > math.MaxUint32-1 {
-					return &Error{Path: path, Reason: "there are too many files"}
+					return &Error{Path: v.path(name), Reason: "there are too many files"}
 				}
 				if err := n.prepare(); err != nil {
-					return &Error{Path: path, Reason: err.Error()}
+					return &Error{Path: v.path(name), Reason: err.Error()}
 				}
 				l.nodes = append(l.nodes, n)
 			}
@@ -140,11 +150,11 @@ func (l *Layout) number() error {
 				n.parent = v.dir.ino
 				n.links = 2
 				v.dir.links++
-				stack = append(stack, visit{n, path})
+				stack = append(stack, &visit{n, name, v})
 				continue
 			}
 			if n.links++; n.links > MaxLinks {
-				return &Error{Path: path, Reason: fmt.Sprintf("the file has more than %d names", MaxLinks)}
+				return &Error{Path: v.path(name), Reason: fmt.Sprintf("the file has more than %d names", MaxLinks)}
 			}
 		}
 		slices.Reverse(stack[below:]) // so that the first name is visited first

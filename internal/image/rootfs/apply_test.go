@@ -120,6 +120,37 @@ func TestHostileLayers(t *testing.T) {
 	}
 }
 
+func TestImpliedDirectoriesAreLimited(t *testing.T) {
+	var entries []*tar.Header
+	for i := range 600 {
+		entries = append(entries, file(fmt.Sprint(i, strings.Repeat("/d", 2000), "/f"), ""))
+	}
+	_, err := flatten(rootfs.Limits{}, tarOf(t, entries...))
+	if spore.CodeOf(err) != spore.CodeInvalid || !strings.Contains(err.Error(), "imply") {
+		t.Errorf("error: %v", err)
+	}
+}
+
+// TestDeepTree makes a tree far deeper than a path can say, by way of symlinks.
+func TestDeepTree(t *testing.T) {
+	const step = 1500
+	entries := []*tar.Header{file(strings.Repeat("d/", step)+"f", ""), symlink("s0", strings.Repeat("d/", step))}
+	for i := range 20 {
+		entries = append(entries, file(fmt.Sprintf("s%d/%sf", i, strings.Repeat("d/", step)), ""),
+			symlink(fmt.Sprintf("s%d", i+1), fmt.Sprintf("s%d/%s", i, strings.Repeat("d/", step))))
+	}
+	layer := tarOf(t, entries...)
+	tree, err := flatten(rootfs.Limits{}, layer)
+	if err != nil {
+		t.Fatal(err)
+	}
+	img, _, err := image(tree, layer)
+	if err != nil {
+		t.Fatal(err)
+	}
+	fsck(t, img)
+}
+
 func TestMetadata(t *testing.T) {
 	h := file("f", "data")
 	h.Mode, h.Uid, h.Gid = 0o6755, 1000, 70000

@@ -2,6 +2,7 @@ package rootfs
 
 import (
 	"errors"
+	"fmt"
 	"strings"
 
 	"github.com/sporevm/spore/internal/image/ext4"
@@ -10,12 +11,19 @@ import (
 // maxSymlinks is how many symlinks one path may lead through, as in Linux.
 const maxSymlinks = 40
 
+// maxImplied is how many directories may exist only because something lies below them. A long path implies thousands.
+const maxImplied = 1 << 20
+
+var errImplied = fmt.Errorf("the layers imply more than %d directories that they do not name", maxImplied)
+
 var errSymlinks = errors.New("the path leads through too many symlinks")
 
 // Tree is the union of the layers applied so far.
 type Tree struct {
 	Root   *ext4.Node
 	layers int
+
+	implied int // directories that were made because something lies below them
 
 	// added holds the content of files that come from no layer.
 	added map[*ext4.Node][]byte
@@ -93,17 +101,22 @@ func (t *Tree) walk(parts []string, make bool) (*ext4.Node, error) {
 		way = append(way, step{part, next})
 	}
 	if make {
-		t.complete(way)
+		if err := t.complete(way); err != nil {
+			return nil, err
+		}
 	}
 	return way[len(way)-1].node, nil
 }
 
 // complete makes the directories that a way lacks. They are made at its end only: one that a symlink's target has left
 // again through ".." is not needed.
-func (t *Tree) complete(way []step) {
+func (t *Tree) complete(way []step) error {
 	for i := 1; i < len(way); i++ {
 		if way[i].node != nil {
 			continue
+		}
+		if t.implied++; t.implied > maxImplied {
+			return errImplied
 		}
 		parent := way[i-1].node
 		if parent.Children[way[i].name] != nil {
@@ -112,6 +125,7 @@ func (t *Tree) complete(way []step) {
 		way[i].node = ext4.NewDir(0o755)
 		parent.Children[way[i].name] = way[i].node
 	}
+	return nil
 }
 
 // pathStack holds the components that are still to be walked: the rest of the path below the targets of the symlinks
