@@ -33,9 +33,9 @@ func (s *server) failedBuild(t *testing.T, req api.BuildRequest) error {
 	if err != nil {
 		return err
 	}
-	job, err := s.WaitJob(t.Context(), tj.Job.ID, nil)
-	if err != nil {
-		t.Fatal(err)
+	job, failure := s.WaitJob(t.Context(), tj.Job.ID, nil)
+	if job == nil {
+		t.Fatal(failure)
 	}
 	made, err := s.GetTemplate(t.Context(), tj.Template.ID)
 	if err != nil {
@@ -44,7 +44,7 @@ func (s *server) failedBuild(t *testing.T, req api.BuildRequest) error {
 	if made.Status != spore.TemplateFailed || made.LastError == "" {
 		t.Errorf("the template is %s (%q)", made.Status, made.LastError)
 	}
-	return client.JobError(job)
+	return failure
 }
 
 // TestRefusedImages gives the builder images that cannot become templates.
@@ -244,7 +244,13 @@ func TestRefusedRequests(t *testing.T) {
 func TestHostileCommands(t *testing.T) {
 	srv := start(t, serving{Config: daemonConfig(t)})
 	srv.installKernel(t)
-	srv.build(t, "busybox", "busybox")
+	tj, err := srv.BuildTemplate(t.Context(), api.BuildRequest{
+		Name: "busybox", Image: testbed.Ref(testbed.Image(t, "busybox")), MemoryMiB: 256, DiskMiB: 64,
+	})
+	if err != nil {
+		t.Fatal(err)
+	}
+	srv.await(t, tj)
 	ctx := t.Context()
 	id := srv.create(t, "busybox").ID
 
@@ -256,11 +262,11 @@ func TestHostileCommands(t *testing.T) {
 	})
 	t.Run("flood", func(t *testing.T) {
 		var n counter
-		cmd := srv.Sandbox(id).Command(ctx, "/bin/sh", "-c", "head -c 50000000 /dev/zero; exit 7")
+		cmd := srv.Sandbox(id).Command(ctx, "/bin/sh", "-c", "head -c 5000000 /dev/zero; exit 7")
 		cmd.Stdout = &n
 		err := cmd.Run()
 		var exit *client.ExitError
-		if !errors.As(err, &exit) || exit.Code != 7 || n != 50000000 {
+		if !errors.As(err, &exit) || exit.Code != 7 || n != 5000000 {
 			t.Errorf("%d bytes and %v", n, err)
 		}
 	})
@@ -271,6 +277,8 @@ func TestHostileCommands(t *testing.T) {
 		if err := cmd.Start(); err != nil {
 			t.Fatal(err)
 		}
+		ended := make(chan error, 1)
+		go func() { ended <- cmd.Wait() }()
 		if _, err := io.ReadFull(out, make([]byte, 3)); err != nil {
 			t.Fatal(err)
 		}
@@ -278,8 +286,6 @@ func TestHostileCommands(t *testing.T) {
 		if err := cmd.Signal(ctx, syscall.SIGTERM); err != nil {
 			t.Fatal(err)
 		}
-		ended := make(chan error, 1)
-		go func() { ended <- cmd.Wait() }()
 		select {
 		case err := <-ended:
 			t.Fatalf("it ended: %v", err)
