@@ -30,6 +30,8 @@ type Harness struct {
 	MemoryMiB int
 	// Processes says that VMs are processes of the host: the suite ends some behind the engine's back.
 	Processes bool
+	// NoKernel says that the engine does not look into the kernel it is given.
+	NoKernel bool
 }
 
 // patience bounds every wait of the suite. It is no measure of speed: reaching it means that something hangs.
