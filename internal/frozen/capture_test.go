@@ -305,3 +305,35 @@ func TestNoDisk(t *testing.T) {
 		t.Error("there is a disk, or there are patches")
 	}
 }
+
+// TestBusyGuest has a guest that writes to RAM and disk without rest until it is paused: what is frozen is what there
+// was at that moment, of both.
+func TestBusyGuest(t *testing.T) {
+	s := openStore(t, Options{})
+	template(t, s, "tpl-1", 256)
+	r := thaw(t, s, "tpl-1")
+	for round := range 5 {
+		stop, stopped := make(chan struct{}), make(chan struct{})
+		go func() {
+			defer close(stopped)
+			for n := int64(0); ; n++ {
+				select {
+				case <-stop:
+					return
+				default:
+				}
+				r.vm.page(n*7%256, byte(n))
+				writeDisk(t, r.disk, 256, map[int64]byte{n * 11 % 256: byte(n)})
+			}
+		}()
+		r.vm.onPause = func() error {
+			close(stop)
+			<-stopped
+			return nil
+		}
+		id := fmt.Sprintf("snap-%d", round)
+		r.vm.tracks = round%2 == 0
+		r.snapshot(t, s, id)
+		r.expect(t, s, id)
+	}
+}

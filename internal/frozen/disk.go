@@ -31,6 +31,7 @@ type diskSource struct {
 	f    *os.File
 	copy *os.File // the clone, or a sparse file of the blocks that differ
 
+	size    int64
 	early   bool             // the comparison was made
 	seen    sighting         // how f looked before
 	sums    map[int64]uint64 // of the blocks then, by offset; a block that is not listed was a hole
@@ -60,6 +61,7 @@ func (d *Draft) openDisk(path string) (*diskSource, error) {
 	}
 	src := &diskSource{f: f}
 	if err == nil {
+		src.size = info.Size()
 		d.caught.disk = filepath.Join(d.dir, "disk")
 		src.copy, err = os.OpenFile(d.caught.disk, os.O_RDWR|os.O_CREATE|os.O_EXCL, 0o644)
 	}
@@ -114,7 +116,21 @@ func (d *Draft) precopyDisk(ctx context.Context, src *diskSource) error {
 		return err
 	}
 	src.early = true
-	return d.compareDisk(ctx, src)
+	if err := d.compareDisk(ctx, src); err != nil {
+		return err
+	}
+	// Catching up is quicker than the comparison, so that a guest that writes now and then is likely to let it stand.
+	for range 2 {
+		now, err := settled(ctx, src.f)
+		if err != nil || now == src.seen {
+			return err
+		}
+		src.seen = now
+		if err := src.catchUp(ctx); err != nil {
+			return err
+		}
+	}
+	return nil
 }
 
 // compareDisk notes how each block of the live disk hashes and copies the pages that differ from the parent's.
@@ -236,13 +252,14 @@ func (d *Draft) takeDisk(ctx context.Context, src *diskSource) error {
 	return err
 }
 
-// catchUp copies the blocks that were written since compareDisk.
+// catchUp copies the blocks that were written since they were last hashed.
 func (s *diskSource) catchUp(ctx context.Context) error {
 	blocks, err := diskBlocks(s.f)
 	if err != nil {
 		return err
 	}
 	late := make([]bool, len(blocks))
+	found := make([]uint64, len(blocks))
 	var next atomic.Int64
 	g, gctx := errgroup.WithContext(ctx)
 	for range min(runtime.GOMAXPROCS(0), 4, len(blocks)) {
@@ -261,7 +278,8 @@ func (s *diskSource) catchUp(ctx context.Context) error {
 				if err := readFull(s.f, x, r.Offset); err != nil {
 					return err
 				}
-				if sum, was := s.sums[r.Offset]; was && sum == xxhash.Sum64(x) {
+				found[i] = xxhash.Sum64(x)
+				if sum, was := s.sums[r.Offset]; was && sum == found[i] {
 					continue
 				}
 				if _, err := s.copy.WriteAt(x, r.Offset); err != nil {
@@ -275,16 +293,20 @@ func (s *diskSource) catchUp(ctx context.Context) error {
 		return err
 	}
 	var written, was []vmm.Range
+	sums := make(map[int64]uint64, len(blocks))
 	for i, r := range blocks {
 		if late[i] {
 			written = appendRange(written, r)
 		}
-		delete(s.sums, r.Offset)
+		sums[r.Offset] = found[i]
 	}
 	// What was data and is a hole now.
 	for off := range s.sums {
-		was = append(was, vmm.Range{Offset: off, Length: min(blockOfDisk, s.seen.Size-off)})
+		if _, still := sums[off]; !still {
+			was = append(was, vmm.Range{Offset: off, Length: min(blockOfDisk, s.size-off)})
+		}
 	}
+	s.sums = sums
 	sort.Slice(was, func(i, j int) bool { return was[i].Offset < was[j].Offset })
 	for _, r := range was {
 		if err := punch(s.copy, r); err != nil {

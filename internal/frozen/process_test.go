@@ -270,3 +270,51 @@ func BenchmarkOpenImage(b *testing.B) {
 		})
 	}
 }
+
+// BenchmarkDiskWindow captures a VM with 256 MiB on its disk that has written to it since the copy began, or not.
+func BenchmarkDiskWindow(b *testing.B) {
+	for _, writes := range []bool{false, true} {
+		b.Run(fmt.Sprintf("writes=%v", writes), func(b *testing.B) {
+			s := openStore(b, Options{})
+			template(b, s, "tpl-1", 64)
+			r := thaw(b, s, "tpl-1")
+			f := must[*os.File](b)(os.OpenFile(r.disk, os.O_RDWR, 0))
+			defer f.Close()
+			grown := must[*Draft](b)(s.Begin(b.Context(), Spec{ID: "tpl-2", Kind: KindTemplate, Shape: shape}))
+			boot := bootFake(b, grown.BaseMemoryPath(), 64)
+			buf := make([]byte, 1<<20)
+			for off := range int64(256) {
+				copy(buf, randomHex(pageSize))
+				if _, err := f.WriteAt(buf, off<<20); err != nil {
+					b.Fatal(err)
+				}
+			}
+			must[Timings](b)(grown.CaptureBoot(b.Context(), boot, r.disk))
+			r.parent = must[*Manifest](b)(grown.Commit(b.Context()))
+			if writes {
+				n := int64(0)
+				r.vm.onPause = func() error {
+					n++
+					_, err := f.WriteAt([]byte(randomHex(pageSize/2)), n%256<<20)
+					return err
+				}
+			}
+			var sum Timings
+			n := 0
+			for b.Loop() {
+				d := must[*Draft](b)(s.Begin(b.Context(), Spec{ID: fmt.Sprintf("snap-%d", n), Kind: KindSnapshot, Shape: shape, Parent: r.parent}))
+				must[Timings](b)(d.CaptureLive(b.Context(), r.vm, r.disk, Resume))
+				must[*Manifest](b)(d.Commit(b.Context()))
+				t := d.Timings()
+				sum.Paused += t.Paused
+				sum.Precopy += t.Precopy
+				sum.Disk += t.Disk
+				sum.Settle += t.Settle
+				n++
+			}
+			for name, d := range map[string]int64{"paused-ms": int64(sum.Paused), "precopy-ms": int64(sum.Precopy), "disk-ms": int64(sum.Disk), "settle-ms": int64(sum.Settle)} {
+				b.ReportMetric(float64(d)/1e6/float64(n), name)
+			}
+		})
+	}
+}
