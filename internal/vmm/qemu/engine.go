@@ -16,6 +16,7 @@ import (
 	"os/exec"
 	"path/filepath"
 	"sync"
+	"time"
 
 	spore "github.com/sporevm/spore"
 	"github.com/sporevm/spore/internal/vmm"
@@ -56,6 +57,8 @@ type Engine struct {
 	opts Options
 	log  *slog.Logger
 
+	trialSilence, trialTime time.Duration
+
 	mu      sync.Mutex
 	host    *hypervisor // what the binary is, once known
 	verdict *verdict    // on KVM, once known
@@ -81,7 +84,7 @@ func New(opts Options) (*Engine, error) {
 	if opts.Logger == nil {
 		opts.Logger = slog.Default()
 	}
-	return &Engine{opts: opts, log: opts.Logger}, nil
+	return &Engine{opts: opts, log: opts.Logger, trialSilence: trialSilence, trialTime: trialTime}, nil
 }
 
 // Name is "qemu".

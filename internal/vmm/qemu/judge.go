@@ -140,7 +140,7 @@ func (e *Engine) trial(ctx context.Context, hv *hypervisor, kernel, initrd strin
 	if err := checkKernel(kernel); err != nil {
 		return err
 	}
-	ctx, cancel := context.WithTimeout(ctx, trialTime)
+	ctx, cancel := context.WithTimeout(ctx, e.trialTime)
 	defer cancel()
 	dir, err := os.MkdirTemp("", "spore-kvm-")
 	if err != nil {
@@ -160,7 +160,7 @@ func (e *Engine) trial(ctx context.Context, hv *hypervisor, kernel, initrd strin
 	}()
 	tick := time.NewTicker(20 * time.Millisecond)
 	defer tick.Stop()
-	silent := time.NewTimer(trialSilence)
+	silent := time.NewTimer(e.trialSilence)
 	defer silent.Stop()
 	var before []byte
 	for {
@@ -170,7 +170,7 @@ func (e *Engine) trial(ctx context.Context, hv *hypervisor, kernel, initrd strin
 		}
 		if !bytes.Equal(text, before) {
 			before = text
-			silent.Reset(trialSilence)
+			silent.Reset(e.trialSilence)
 		}
 		for _, sign := range signs {
 			if bytes.Contains(text, sign) {
@@ -181,9 +181,9 @@ func (e *Engine) trial(ctx context.Context, hv *hypervisor, kernel, initrd strin
 		case <-m.Done():
 			return fmt.Errorf("a guest ended in its boot under KVM: %s", m.lastWords())
 		case <-silent.C:
-			return fmt.Errorf("a guest got stuck in its boot under KVM, silent for %s; last it said: %q", trialSilence, lastLines(text, 1))
+			return fmt.Errorf("a guest got stuck in its boot under KVM, silent for %s; last it said: %q", e.trialSilence, lastLines(text, 1))
 		case <-ctx.Done():
-			return fmt.Errorf("a guest did not get through its boot under KVM in %s; last it said: %q", trialTime, lastLines(text, 1))
+			return fmt.Errorf("a guest did not get through its boot under KVM in %s; last it said: %q", e.trialTime, lastLines(text, 1))
 		case <-tick.C:
 		}
 	}

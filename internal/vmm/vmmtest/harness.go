@@ -260,6 +260,13 @@ func (g *talk) tell(command string) {
 	}
 }
 
+func fileSize(t testing.TB, path string) int64 {
+	t.Helper()
+	fi, err := os.Stat(path)
+	must(t, err)
+	return fi.Size()
+}
+
 func digest(t testing.TB, path string) string {
 	t.Helper()
 	f, err := os.Open(path)

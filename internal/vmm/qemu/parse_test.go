@@ -1,0 +1,165 @@
+package qemu
+
+import (
+	"bytes"
+	"encoding/json"
+	"errors"
+	"os"
+	"slices"
+	"strings"
+	"testing"
+
+	spore "github.com/sporevm/spore"
+	"github.com/sporevm/spore/internal/vmm"
+)
+
+func TestParseVersion(t *testing.T) {
+	for text, want := range map[string]string{
+		"QEMU emulator version 7.2.22 (Debian 1:7.2+dfsg-7+deb12u18+b3)\nCopyright": "7.2.22",
+		"QEMU emulator version 10.0.2":                                              "10.0.2",
+		"QEMU emulator version 7":                                                   "",
+		"":                                                                          "",
+	} {
+		got, err := ParseVersion([]byte(text))
+		if (err == nil) != (want != "") || err == nil && got.String() != want {
+			t.Errorf("%q: %s, %v", text, got, err)
+		}
+	}
+	v := Version{9, 1, 0}
+	if !v.AtLeast(9, 1) || !v.AtLeast(8, 2) || v.AtLeast(9, 2) || v.AtLeast(10, 0) {
+		t.Error("AtLeast")
+	}
+}
+
+func TestArgsByVersion(t *testing.T) {
+	for _, tc := range []struct {
+		version Version
+		want    []string
+		not     []string
+	}{
+		{Version{7, 2, 0}, []string{"-chroot .", "-runas 7:7", "share=off "}, []string{"-run-with", "readonly=on,rom"}},
+		{Version{8, 1, 0}, []string{"-run-with chroot=.", "-runas 7:7"}, []string{"-chroot", "rom=off"}},
+		{Version{8, 2, 0}, []string{"-run-with chroot=.", "-runas 7:7", "share=off,readonly=on,rom=off "}, []string{"-chroot"}},
+		{Version{9, 1, 0}, []string{"-run-with chroot=.,user=7:7", "rom=off"}, []string{"-chroot", "-runas"}},
+	} {
+		l := launch{platform: platform{hypervisor: &hypervisor{version: tc.version}, accel: AccelTCG, cpu: tcgCPU}, thaw: true, uid: 7, files: sockets,
+			cfg: vmm.Config{ID: "x", VCPUs: 2, MemoryMiB: 64, Drives: []vmm.Drive{{ID: "rootfs", Path: "/a,b", ReadOnly: true}}}}
+		line := strings.Join(l.args(), " ") + " "
+		for _, want := range tc.want {
+			if !strings.Contains(line, want) {
+				t.Errorf("%s: no %q in %s", tc.version, want, line)
+			}
+		}
+		for _, not := range append(tc.not, "/a,b", "-kernel") {
+			if strings.Contains(line, not) {
+				t.Errorf("%s: %q in %s", tc.version, not, line)
+			}
+		}
+		l.uid, l.thaw = -1, false
+		if line := strings.Join(l.args(), " "); strings.Contains(line, "chroot") || !strings.Contains(line, "elevateprivileges=deny") || !slices.Contains(l.args(), "-kernel") {
+			t.Errorf("%s without a user of its own: %s", tc.version, line)
+		}
+	}
+}
+
+func TestStateEnvelope(t *testing.T) {
+	s := shape{VCPUs: 1, MemoryMiB: 64}
+	var buf bytes.Buffer
+	must(t, writeState(&buf, "f", s, []byte("payload")))
+	buf.WriteString("what follows is someone else's")
+	got, err := readState(bytes.NewReader(buf.Bytes()), "f", s)
+	if err != nil || string(got) != "payload" {
+		t.Fatalf("%q, %v", got, err)
+	}
+	_, err = readState(bytes.NewReader(buf.Bytes()), "g", s)
+	if spore.CodeOf(err) != spore.CodeStale {
+		t.Errorf("another format: %v", err)
+	}
+}
+
+func FuzzReadState(f *testing.F) {
+	s := shape{VCPUs: 1, MemoryMiB: 64}
+	var buf bytes.Buffer
+	if err := writeState(&buf, "f", s, []byte("payload")); err != nil {
+		f.Fatal(err)
+	}
+	f.Add(buf.Bytes())
+	f.Add([]byte(stateMagic + `{"size": -1}` + "\n"))
+	f.Add([]byte(stateMagic + `{"size": 1e30}` + "\n"))
+	f.Fuzz(func(t *testing.T, text []byte) {
+		payload, err := readState(bytes.NewReader(text), "f", s)
+		if err != nil {
+			switch spore.CodeOf(err) {
+			case spore.CodeDamaged, spore.CodeStale, spore.CodeConflict:
+			default:
+				t.Fatal(err)
+			}
+			return
+		}
+		if !bytes.Contains(text, payload) {
+			t.Fatal("the payload is not part of what was read")
+		}
+	})
+}
+
+func FuzzParse(f *testing.F) {
+	f.Add([]byte("QEMU emulator version 7.2.22"))
+	f.Add([]byte("1 (a) b) S 1 1 1 0 -1 0 0 0 0 0 0 0 0 0 20 0 1 0 12345 0"))
+	f.Add([]byte(`{"id":"x","pid":1,"start":2,"bootId":"b","command":"c"}`))
+	f.Add([]byte(`{"accel":"kvm"}`))
+	f.Add([]byte("model name : x\nflags : a b\n\n"))
+	f.Fuzz(func(t *testing.T, text []byte) {
+		ParseVersion(text)
+		parseStat(text)
+		parseCPU(string(text))
+		if r, err := parseRecord(text); err == nil && r.PID <= 0 {
+			t.Fatalf("%+v", r)
+		}
+		if v, ok := parseVerdict(text); ok && v.Accel != AccelKVM && v.Accel != AccelTCG {
+			t.Fatalf("%+v", v)
+		}
+		if out := lastLines(text, 3); strings.ContainsAny(out, "\n\r\x1b") {
+			t.Fatalf("%q", out)
+		}
+	})
+}
+
+func TestRecordRoundTrip(t *testing.T) {
+	want := record{ID: "x", PID: 5, BootID: "b", Command: "c"}
+	text, err := json.Marshal(want)
+	must(t, err)
+	got, err := parseRecord(text)
+	if err != nil || got.ID != want.ID || got.PID != want.PID {
+		t.Fatal(got, err)
+	}
+	if got.lives() {
+		t.Error("a record of another boot counts as alive")
+	}
+}
+
+func TestParseStat(t *testing.T) {
+	state, start, err := parseStat([]byte("77 (qemu ) S (x) R 1 77 77 0 -1 4194304 1 0 0 0 1 2 0 0 20 0 3 0 987654 1 2"))
+	if err != nil || state != 'R' || start != 987654 {
+		t.Fatal(string(state), start, err)
+	}
+}
+
+func TestConsoleStaysBounded(t *testing.T) {
+	path := t.TempDir() + "/log"
+	must(t, appendTo(path, strings.Repeat("x", 1000)+"\n"+strings.Repeat("y", 100)))
+	must(t, boundLog(path, 2000))
+	must(t, boundLog(path, 400))
+	text, err := tailOf(path, 1<<20)
+	if err != nil || len(text) != 200 || !bytes.HasSuffix(text, bytes.Repeat([]byte("y"), 100)) {
+		t.Fatalf("%d bytes, %v", len(text), err)
+	}
+}
+
+func appendTo(path, text string) error {
+	f, err := os.OpenFile(path, os.O_WRONLY|os.O_CREATE|os.O_APPEND, 0o600)
+	if err != nil {
+		return err
+	}
+	_, err = f.WriteString(text)
+	return errors.Join(err, f.Close())
+}
