@@ -158,7 +158,7 @@ func (a *Agent) serveUpload(w http.ResponseWriter, r *http.Request) {
 	var files []written
 	switch {
 	case kind == "multipart/form-data":
-		files, err = a.uploadParts(multipart.NewReader(body, params["boundary"]), path, u, meta)
+		files, err = a.uploadParts(newForm(body, params["boundary"]), path, u, meta)
 	case path == "":
 		err = badUpload("path: is missing")
 	default:
@@ -201,11 +201,41 @@ func (b bodyReader) Read(p []byte) (int, error) {
 	return n, err
 }
 
-func (a *Agent) uploadParts(in *multipart.Reader, path string, u User, meta map[string]string) ([]written, error) {
+// form is a multipart reader that tells the end of the form from the end of what has arrived of it.
+type form struct {
+	*multipart.Reader
+	body *endingReader
+	last string
+}
+
+func newForm(body io.Reader, boundary string) *form {
+	f := &form{body: &endingReader{Reader: body, keep: len(boundary) + 64}, last: "--" + boundary + "--"}
+	f.Reader = multipart.NewReader(f.body, boundary)
+	return f
+}
+
+// complete says whether the closing boundary has been read.
+func (f *form) complete() bool { return strings.Contains(string(f.body.end), f.last) }
+
+// endingReader remembers the last bytes that were read.
+type endingReader struct {
+	io.Reader
+	keep int
+	end  []byte
+}
+
+func (e *endingReader) Read(p []byte) (int, error) {
+	n, err := e.Reader.Read(p)
+	e.end = append(e.end, p[:n]...)
+	e.end = append(e.end[:0], e.end[max(0, len(e.end)-e.keep):]...)
+	return n, err
+}
+
+func (a *Agent) uploadParts(in *form, path string, u User, meta map[string]string) ([]written, error) {
 	var files []written
 	for {
 		part, err := in.NextRawPart()
-		if err == io.EOF {
+		if err == io.EOF && in.complete() {
 			break
 		}
 		if err != nil {
