@@ -13,9 +13,9 @@ import (
 var version string
 
 func main() {
-	os.Exit(cli.Run(context.Background(), cli.Options{
+	os.Exit(cli.Run(context.Background(), wire(cli.Options{
 		Args: os.Args[1:], Stdin: os.Stdin, Stdout: os.Stdout, Stderr: os.Stderr, Version: buildVersion(),
-	}))
+	})))
 }
 
 // buildVersion is the release, or else the commit that this was built from.

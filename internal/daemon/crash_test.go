@@ -150,7 +150,10 @@ func killedAt(t *testing.T, dir string, op operation, w *world, step string) {
 	cfg := serving{CrashAt: step}
 	cfg.DataDir = dir
 	srv := start(t, cfg)
-	opErr := op.do(ctx, srv, w)
+	opCtx, giveUp := context.WithCancel(ctx)
+	defer giveUp()
+	go func() { <-srv.done; giveUp() }() // a client waits for a server to come back
+	opErr := op.do(opCtx, srv, w)
 	select {
 	case <-srv.done:
 	case <-time.After(10 * time.Second):

@@ -26,7 +26,7 @@ import (
 // Config says how to serve.
 type Config struct {
 	DataDir   string
-	Listen    string // host:port; port 0 takes a free one
+	Listen    string // host:port, where port 0 takes a free one, or unix:PATH
 	TokenFile string // holds the bearer token; required beyond loopback
 	Engine    string // "qemu" or "sim"; "" is qemu
 	Accel     string // "auto", "kvm" or "tcg"; "" is auto
@@ -63,7 +63,7 @@ func Serve(ctx context.Context, cfg Config) (err error) {
 	}
 	defer closing(&err, dir.Close)
 
-	listener, err := net.Listen("tcp", cfg.Listen)
+	listener, url, err := listen(cfg.Listen)
 	if err != nil {
 		return spore.Invalidf("listen", "cannot listen on %s: %v", cfg.Listen, err).WithHint("choose another address with --listen")
 	}
@@ -93,7 +93,7 @@ func Serve(ctx context.Context, cfg Config) (err error) {
 		return tc.Stop(ctx)
 	})
 	svc := &service{Center: tc, node: machine, version: cfg.Version, dataDir: dir.path, init: cfg.Init}
-	return serveHTTP(ctx, cfg, dir, listener, gateway.New(svc, gateway.Options{Token: token, LoopbackOnly: loopback, Logger: cfg.Logger}))
+	return serveHTTP(ctx, cfg, dir, listener, url, gateway.New(svc, gateway.Options{Token: token, LoopbackOnly: loopback, Logger: cfg.Logger}))
 }
 
 // openNode opens what the machine stores, and the hypervisor.
@@ -120,14 +120,51 @@ func openNode(ctx context.Context, cfg Config, dir *dataDir) (*node.Node, error)
 	})
 }
 
+// unixScheme begins the address of a unix socket.
+const unixScheme = "unix:"
+
+// listen opens what cfg.Listen names and answers the URL that reaches it. A unix socket is for the server's user alone,
+// and takes the place of one that an earlier server has left; the data directory's lock says that that one has ended.
+func listen(address string) (net.Listener, string, error) {
+	path, ok := strings.CutPrefix(address, unixScheme)
+	if !ok {
+		l, err := net.Listen("tcp", address)
+		if err != nil {
+			return nil, "", err
+		}
+		return l, "http://" + l.Addr().String(), nil
+	}
+	if st, err := os.Lstat(path); err == nil && st.Mode()&os.ModeSocket != 0 {
+		if c, err := net.Dial("unix", path); err == nil {
+			c.Close()
+			return nil, "", errors.New("another server answers there")
+		}
+		if err := os.Remove(path); err != nil {
+			return nil, "", err
+		}
+	}
+	l, err := net.Listen("unix", path)
+	if err != nil {
+		return nil, "", err
+	}
+	if err := os.Chmod(path, 0o600); err != nil {
+		return nil, "", errors.Join(err, l.Close())
+	}
+	return l, unixScheme + path, nil
+}
+
 // access decides who may ask: anyone on the machine when listening on loopback, else only bearers of the token.
 func access(cfg Config) (token string, loopback bool, err error) {
-	host, _, err := net.SplitHostPort(cfg.Listen)
-	if err != nil {
-		return "", false, spore.Invalidf("listen", "%q is not host:port", cfg.Listen)
+	if strings.HasPrefix(cfg.Listen, unixScheme) {
+		loopback = true
+	} else {
+		host, _, err := net.SplitHostPort(cfg.Listen)
+		if err != nil {
+			return "", false, spore.Invalidf("listen", "%q is neither host:port nor unix:PATH", cfg.Listen)
+		}
+		ip := net.ParseIP(host)
+		loopback = host == "localhost" || ip != nil && ip.IsLoopback()
 	}
-	ip := net.ParseIP(host)
-	loopback = host == "localhost" || ip != nil && ip.IsLoopback()
 	if cfg.TokenFile == "" {
 		if !loopback {
 			return "", false, spore.Invalidf("listen", "%s is not loopback, and there is no token", cfg.Listen).
@@ -146,8 +183,7 @@ func access(cfg Config) (token string, loopback bool, err error) {
 }
 
 // serveHTTP answers requests until ctx ends, and says in server.json where.
-func serveHTTP(ctx context.Context, cfg Config, dir *dataDir, listener net.Listener, h http.Handler) error {
-	url := "http://" + listener.Addr().String()
+func serveHTTP(ctx context.Context, cfg Config, dir *dataDir, listener net.Listener, url string, h http.Handler) error {
 	where, err := json.Marshal(map[string]any{"url": url, "pid": os.Getpid()})
 	if err != nil {
 		return err

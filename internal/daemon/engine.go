@@ -5,6 +5,7 @@ import (
 	"github.com/sporevm/spore/internal/kernel"
 	"github.com/sporevm/spore/internal/vmm"
 	"github.com/sporevm/spore/internal/vmm/qemu"
+	"github.com/sporevm/spore/internal/vmm/sim"
 )
 
 // openEngine makes the hypervisor engine that cfg names. Whether KVM really runs a guest is tried with the newest kernel
@@ -19,6 +20,8 @@ func openEngine(cfg Config, dir string, kernels *kernel.Store) (vmm.Engine, erro
 			return nil, err
 		}
 		return qemu.New(opt)
+	case "sim":
+		return sim.New(sim.Options{Guest: newSimGuest().serve}), nil
 	}
 	return nil, spore.Invalidf("engine", "%q is not known", cfg.Engine).WithHint(`"qemu" or "sim"`)
 }

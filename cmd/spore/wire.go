@@ -1,0 +1,47 @@
+package main
+
+import (
+	"context"
+	"os/signal"
+	"syscall"
+
+	"github.com/sporevm/spore/internal/bench"
+	"github.com/sporevm/spore/internal/cli"
+	"github.com/sporevm/spore/internal/daemon"
+)
+
+// wire gives the command line the rooms that it does not know itself.
+func wire(o cli.Options) cli.Options {
+	o.Serve, o.Doctor, o.Bench, o.BenchRows = serve, doctor, measure, bench.Names()
+	return o
+}
+
+func serve(ctx context.Context, cfg cli.ServeConfig) error {
+	ctx, stop := signal.NotifyContext(ctx, syscall.SIGINT, syscall.SIGTERM)
+	defer stop()
+	return daemon.Serve(ctx, daemon.Config{
+		DataDir: cfg.DataDir, Listen: cfg.Listen, TokenFile: cfg.TokenFile, Engine: cfg.Engine, Accel: cfg.Accel,
+		Pool: cfg.Pool, Version: cfg.Version, Logger: cfg.Logger,
+	})
+}
+
+func doctor(ctx context.Context, cfg cli.DoctorConfig) ([]cli.Check, error) {
+	findings, err := daemon.Doctor(ctx, cfg.DataDir)
+	checks := make([]cli.Check, len(findings))
+	for i, f := range findings {
+		checks[i] = cli.Check{Name: f.Name, Status: cli.CheckStatus(f.Verdict), Detail: f.Detail, Hint: f.Hint}
+	}
+	return checks, err
+}
+
+func measure(ctx context.Context, cfg cli.BenchConfig) (any, error) {
+	return bench.Run(ctx, bench.Config{
+		Serve: func(ctx context.Context, s bench.Server) error {
+			return daemon.Serve(ctx, daemon.Config{
+				DataDir: s.DataDir, Listen: "127.0.0.1:0", Pool: s.Pool, Logger: s.Logger, Ready: s.Ready,
+			})
+		},
+		DataDir: cfg.DataDir, Image: cfg.Image, Kernel: cfg.Kernel, Rows: cfg.Rows, Quick: cfg.Quick,
+		ResultsDir: cfg.ResultsDir, Out: cfg.Out, Logger: cfg.Logger,
+	})
+}
