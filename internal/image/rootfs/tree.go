@@ -12,7 +12,7 @@ import (
 const maxSymlinks = 40
 
 // maxImplied is how many directories may exist only because something lies below them. A long path implies thousands.
-const maxImplied = 1 << 20
+const maxImplied = 1 << 18
 
 var errImplied = fmt.Errorf("the layers imply more than %d directories that they do not name", maxImplied)
 
