@@ -2,8 +2,6 @@ package main
 
 import (
 	"context"
-	"os/signal"
-	"syscall"
 
 	"github.com/sporevm/spore/internal/bench"
 	"github.com/sporevm/spore/internal/cli"
@@ -17,8 +15,6 @@ func wire(o cli.Options) cli.Options {
 }
 
 func serve(ctx context.Context, cfg cli.ServeConfig) error {
-	ctx, stop := signal.NotifyContext(ctx, syscall.SIGINT, syscall.SIGTERM)
-	defer stop()
 	return daemon.Serve(ctx, daemon.Config{
 		DataDir: cfg.DataDir, Listen: cfg.Listen, TokenFile: cfg.TokenFile, Engine: cfg.Engine, Accel: cfg.Accel,
 		Pool: cfg.Pool, Version: cfg.Version, Logger: cfg.Logger,
