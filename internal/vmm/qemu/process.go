@@ -24,17 +24,27 @@ type process struct {
 	status string        // how it ended, after done; "" when unknown
 }
 
-// startProcess runs QEMU in dir with its output going to log. It survives this process.
-func startProcess(path, dir string, args []string, log *os.File, sockets []*os.File) (*process, error) {
+// startProcess runs QEMU in dir with its output going to log. It survives this process. The limits are in force before
+// it does anything: it waits for the end of its configuration file, which is a pipe. Without that a busy host could let
+// QEMU change its user first, and then it is no longer this server's to limit.
+func startProcess(path, dir string, args []string, log *os.File, files []*os.File, limits map[int]uint64) (*process, error) {
 	null, err := os.OpenFile(os.DevNull, os.O_RDWR, 0)
 	if err != nil {
 		return nil, fmt.Errorf("qemu: %w", err)
 	}
 	defer null.Close()
-	child, err := os.StartProcess(path, append([]string{filepath.Base(path)}, args...), &os.ProcAttr{
+	gate, open, err := os.Pipe()
+	if err != nil {
+		return nil, fmt.Errorf("qemu: %w", err)
+	}
+	defer gate.Close()
+	defer open.Close()
+	passed := append([]*os.File{null, log, log}, files...)
+	args = append([]string{filepath.Base(path), "-readconfig", fmt.Sprintf("/proc/self/fd/%d", len(passed))}, args...)
+	child, err := os.StartProcess(path, args, &os.ProcAttr{
 		Dir:   dir,
 		Env:   []string{"LC_ALL=C", "PATH=/usr/bin:/bin"},
-		Files: append([]*os.File{null, log, log}, sockets...),
+		Files: append(passed, gate),
 		Sys:   &syscall.SysProcAttr{Setsid: true},
 	})
 	if err != nil {
@@ -44,6 +54,11 @@ func startProcess(path, dir string, args []string, log *os.File, sockets []*os.F
 	if err != nil {
 		return nil, errors.Join(err, child.Kill(), wait(child))
 	}
+	if err := limit(child.Pid, limits); err != nil {
+		err = errors.Join(err, p.kill())
+		<-p.done
+		return nil, err
+	}
 	return p, nil
 }
 
@@ -52,14 +67,14 @@ func wait(child *os.Process) error {
 	return err
 }
 
-// watch follows a process until it ends. No thread waits for it.
+// watch follows a process until it ends. No thread waits for it. A child may have ended already.
 func watch(pid int, child *os.Process) (*process, error) {
 	fd, err := unix.PidfdOpen(pid, unix.PIDFD_NONBLOCK)
 	if err != nil {
 		return nil, fmt.Errorf("qemu: watch process %d: %w", pid, err)
 	}
 	p := &process{pid: pid, child: child, pidfd: os.NewFile(uintptr(fd), "pidfd"), done: make(chan struct{})}
-	if p.start, err = startTime(pid); err != nil {
+	if p.start, err = startTime(pid); err != nil && (child == nil || !errors.Is(err, errGone)) {
 		return nil, errors.Join(err, p.pidfd.Close())
 	}
 	raw, err := p.pidfd.SyscallConn()
@@ -106,8 +121,8 @@ func (p *process) kill() error {
 	return nil
 }
 
-// limit bounds what the process may take. It is called while QEMU starts, before a guest runs.
-func (p *process) limit(fileBytes int64, ownUser bool, vcpus int) error {
+// limitsFor bounds what the process may take.
+func limitsFor(fileBytes int64, ownUser bool, vcpus int) map[int]uint64 {
 	limits := map[int]uint64{
 		unix.RLIMIT_CORE:   0, // a core file would hold the guest's secrets
 		unix.RLIMIT_NOFILE: 256,
@@ -116,12 +131,28 @@ func (p *process) limit(fileBytes int64, ownUser bool, vcpus int) error {
 	if ownUser {
 		limits[unix.RLIMIT_NPROC] = uint64(vcpus) + 128 // threads; the block layer's pool has up to 64
 	}
+	return limits
+}
+
+func limit(pid int, limits map[int]uint64) error {
 	for resource, n := range limits {
-		if err := unix.Prlimit(p.pid, resource, &unix.Rlimit{Cur: n, Max: n}, nil); err != nil && !errors.Is(err, syscall.ESRCH) {
-			return fmt.Errorf("qemu: limit process %d: %w", p.pid, err)
+		var old unix.Rlimit
+		if err := unix.Prlimit(pid, resource, nil, &old); err != nil {
+			return limitError(pid, err)
+		}
+		n = min(n, old.Max) // more than its parent's only a privileged server could give it
+		if err := unix.Prlimit(pid, resource, &unix.Rlimit{Cur: n, Max: n}, nil); err != nil {
+			return limitError(pid, err)
 		}
 	}
 	return nil
+}
+
+func limitError(pid int, err error) error {
+	if errors.Is(err, syscall.ESRCH) {
+		return nil // ended already, which its owner learns elsewhere
+	}
+	return fmt.Errorf("qemu: limit process %d: %w", pid, err)
 }
 
 var errGone = errors.New("the process has ended")

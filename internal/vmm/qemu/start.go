@@ -123,10 +123,7 @@ func (e *Engine) start(ctx context.Context, p platform, cfg vmm.Config, thaw boo
 	if err := m.spawn(l); err != nil {
 		return nil, errors.Join(err, w.discard())
 	}
-	err = m.proc.limit(maxFile(s, cfg), l.uid >= 0, cfg.VCPUs)
-	if err == nil {
-		err = m.writeRecord()
-	}
+	err = m.writeRecord()
 	if err == nil {
 		err = m.qmp.Start(ctx)
 	}
@@ -168,7 +165,8 @@ func (m *machine) spawn(l launch) (err error) {
 	if err := m.connect(); err != nil {
 		return err
 	}
-	p, err := startProcess(l.platform.path, m.work.path, l.args(), log, listening)
+	p, err := startProcess(l.platform.path, m.work.path, l.args(), log, listening,
+		limitsFor(maxFile(m.shape, m.cfg), l.uid >= 0, l.cfg.VCPUs))
 	if err != nil {
 		m.console.stop()
 		return errors.Join(err, m.qmp.Close())
