@@ -4,7 +4,6 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"io"
 	"os"
 	"strings"
 	"sync"
@@ -62,7 +61,8 @@ type entrypoint struct {
 var errConfigured = errors.New("the sandbox has been configured before")
 
 // configure takes over the image's configuration and starts its command, if it has one. That the command cannot be
-// started is an error; the sandbox stays configured and usable all the same.
+// started is an error; the sandbox is configured and usable all the same. A configuration that is refused changes
+// nothing.
 func (a *Agent) configure(c Config) (Entrypoint, error) {
 	e := &a.entry
 	e.mu.Lock()
@@ -82,8 +82,7 @@ func (a *Agent) configure(c Config) (Entrypoint, error) {
 	if err != nil {
 		return e.report, err
 	}
-	as, err := a.user(c.User)
-	if err != nil {
+	if _, err := a.user(c.User); err != nil {
 		return e.report, err
 	}
 	if err := makeWorkDir(c.WorkingDir); err != nil {
@@ -120,7 +119,6 @@ func (a *Agent) configure(c Config) (Entrypoint, error) {
 	rd.leave()
 	e.process = p
 	e.report = Entrypoint{State: EntrypointRunning, PID: p.child.Pid, StartedAt: time.Now()}
-	_ = as
 	go e.watch(p)
 	return e.report, nil
 }
@@ -185,5 +183,3 @@ func parseSignal(s string) (syscall.Signal, error) {
 	}
 	return 0, invalidf("stopSignal: %q is not a signal", s)
 }
-
-var _ io.Writer = (*outputLog)(nil)

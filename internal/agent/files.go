@@ -123,8 +123,22 @@ func refuseFile(w http.ResponseWriter, err error) {
 	}
 }
 
-// serveUpload answers POST /files: one file as octet-stream, or any number as multipart.
+// maxDrain bounds what is still read of a body after its upload has been refused, in bytes.
+const maxDrain = 1 << 30
+
+// serveUpload answers POST /files: one file as octet-stream, or any number as multipart. A refusal is sent at once, and
+// then the rest of the body is read: a connection that is cut under a client's writes loses the answer.
 func (a *Agent) serveUpload(w http.ResponseWriter, r *http.Request) {
+	out := http.NewResponseController(w)
+	// Fails for HTTP/2, which needs no leave to answer early.
+	duplex := out.EnableFullDuplex() == nil
+	a.receiveUpload(w, r)
+	if duplex && out.Flush() == nil {
+		io.CopyN(io.Discard, r.Body, maxDrain) // nothing is left after a success
+	}
+}
+
+func (a *Agent) receiveUpload(w http.ResponseWriter, r *http.Request) {
 	u, err := a.fileUser(r)
 	if err != nil {
 		refuseErr(w, err)

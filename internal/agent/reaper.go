@@ -84,12 +84,6 @@ func (c *Child) Signal(sig syscall.Signal) error {
 	return err
 }
 
-// SignalGroup signals what is left of the process group, also after its leader has ended.
-func (c *Child) signalGroup(sig syscall.Signal) {
-	// ESRCH is the usual case: nothing is left. The kernel does not reuse a pid while a group of that id has members.
-	syscall.Kill(-c.Pid, sig)
-}
-
 // collectAll reaps whatever child of PID 1 ends. Between "some child has ended" and the reaping of it the lock is
 // taken: a zombie keeps its pid, so a registered child cannot be confused with a newer one.
 func (r *Reaper) collectAll() {

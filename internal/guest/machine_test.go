@@ -225,6 +225,12 @@ func makeDrives(t testing.TB, dir string) (rootfs, disk string) {
 			t.Fatal(err)
 		}
 	}
+	return makeFilesystems(t, dir, root)
+}
+
+// makeFilesystems makes an image of root, and a blank disk.
+func makeFilesystems(t testing.TB, dir, root string) (rootfs, disk string) {
+	t.Helper()
 	rootfs, disk = filepath.Join(dir, "rootfs"), filepath.Join(dir, "disk")
 	for file, args := range map[string][]string{rootfs: {"-d", root}, disk: nil} {
 		args = append(append([]string{"-q", "-F"}, args...), file, "64M")

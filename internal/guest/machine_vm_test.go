@@ -8,6 +8,7 @@ import (
 	"io"
 	"net/http"
 	"net/url"
+	"os"
 	"path/filepath"
 	"regexp"
 	"strings"
@@ -73,6 +74,48 @@ func TestGuest(t *testing.T) {
 	for i := range 2 {
 		name := fmt.Sprintf("fork%d", i)
 		t.Run(name, func(t *testing.T) { testThaw(t, ctx, f, name, seen) })
+	}
+}
+
+// TestBareImage boots an image that holds one static program and nothing else, not even a directory.
+func TestBareImage(t *testing.T) {
+	ctx, cancel := context.WithTimeout(t.Context(), 2*time.Minute)
+	defer cancel()
+	dir := t.TempDir()
+	root := filepath.Join(dir, "root")
+	if err := os.Mkdir(root, 0o755); err != nil {
+		t.Fatal(err)
+	}
+	copyFile(t, filepath.Join(root, "busybox"), "/bin/busybox")
+	if err := os.Chmod(filepath.Join(root, "busybox"), 0o755); err != nil {
+		t.Fatal(err)
+	}
+	kernel, initrd := testbed.Kernel(t)
+	rootfs, disk := makeFilesystems(t, dir, root)
+	m := startMachine(t, kernel, initrd, filepath.Join(dir, "memory"), disk, rootfs, false)
+	a, err := Connect(ctx, m.dial)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer a.Close()
+	if e, err := a.Configure(ctx, Config{Entrypoint: []string{"/busybox"}, Cmd: []string{"sleep", "1000"}, User: "123:456"}); err != nil || e.State != "running" {
+		t.Fatalf("%+v, %v", e, err)
+	}
+	if err := a.Warm(ctx); err != nil {
+		t.Fatal(err)
+	}
+	want(t, ctx, a, Command{Path: "/busybox", Args: []string{"id"}}, "uid=123 gid=456\n")
+	want(t, ctx, a, Command{Path: "/busybox", Args: []string{"cat", "/etc/hostname"}}, "sandbox\n")
+	if _, err := a.Run(ctx, sh("true")); spore.CodeOf(err) != spore.CodeNotFound {
+		t.Fatal(err)
+	}
+	if err := a.Poweroff(ctx, 100*time.Millisecond); err != nil {
+		t.Fatal(err)
+	}
+	select {
+	case <-m.done:
+	case <-ctx.Done():
+		t.Fatal("the machine did not power off")
 	}
 }
 
