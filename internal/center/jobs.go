@@ -79,6 +79,10 @@ func (c *Center) progress(ctx context.Context, jobID string, phase spore.JobPhas
 	})
 }
 
+// maxAttempts is how often a job is run in all: a few retries, and as many servers that died under it. One that goes
+// beyond may be what kills them.
+const maxAttempts = 8
+
 // runJob runs one queued job to its end; it is what the store's queue calls.
 func (c *Center) runJob(ctx context.Context, jobID string, attempt int, last bool) error {
 	var j *spore.Job
@@ -97,6 +101,11 @@ func (c *Center) runJob(ctx context.Context, jobID string, attempt int, last boo
 	}
 	c.opt.Hook("job:begun")
 
+	if attempt > maxAttempts {
+		err = spore.Errorf(spore.CodeInternal, "the server ended %d times while this was under way", attempt-1).
+			WithHint("the server's log may say why")
+		return c.jobFailed(context.WithoutCancel(ctx), ctx, j.ID, err, true)
+	}
 	switch j.Operation {
 	case spore.OpCreate:
 		err = c.runBuild(ctx, j)

@@ -2,6 +2,7 @@ package center
 
 import (
 	"context"
+	"slices"
 
 	"github.com/sporevm/spore"
 	"github.com/sporevm/spore/internal/store"
@@ -24,29 +25,40 @@ func (c *Center) sandboxExited(id string, generation int, reason string) {
 	c.log.Warn("a VM ended by itself", "sandbox", id, "generation", generation, "reason", reason)
 }
 
-// endExpired kills or pauses the sandboxes whose time is up.
+// endExpired kills or pauses the sandboxes whose time is up. A paused one that is to be paused waits to be resumed.
 func (c *Center) endExpired(ctx context.Context) error {
 	var due []*spore.Sandbox
-	err := c.store.View(ctx, func(tx store.Tx) (err error) {
-		due, _, err = tx.Sandboxes(store.SandboxFilter{
+	err := c.store.View(ctx, func(tx store.Tx) error {
+		f := store.SandboxFilter{
 			Paging: store.Paging{Limit: 1000}, EndsBefore: c.opt.Now(),
 			States: []spore.SandboxState{spore.SandboxRunning, spore.SandboxPaused, spore.SandboxFailed},
-		})
-		return err
+		}
+		for {
+			list, page, err := tx.Sandboxes(f)
+			if err != nil {
+				return err
+			}
+			for _, s := range list {
+				if s.State != spore.SandboxPaused || s.OnEnd != spore.EndPause {
+					due = append(due, s)
+				}
+			}
+			if page.Next == "" {
+				return nil
+			}
+			f.After = page.Next
+		}
 	})
 	if err != nil {
 		return err
 	}
 	for _, s := range due {
-		if s.OnEnd == spore.EndPause && s.State != spore.SandboxFailed {
-			if s.State == spore.SandboxPaused {
-				continue // its time was up before; it waits to be resumed
-			}
+		if s.OnEnd == spore.EndPause && s.State == spore.SandboxRunning {
 			_, err = c.PauseSandbox(ctx, s.ID)
 		} else {
 			err = c.KillSandbox(ctx, s.ID)
 		}
-		if err != nil && !isNotFound(err) {
+		if err != nil && !isNotFound(err) && ctx.Err() == nil {
 			c.log.Error("ending a sandbox whose time is up", "sandbox", s.ID, "err", err)
 		}
 	}
@@ -153,7 +165,11 @@ func (c *Center) Explain(ctx context.Context, id string) (*Explanation, error) {
 	}
 	e.ExclusiveBytes, e.SharedBytes, e.ReclaimableBytes = u.ExclusiveBytes, u.SharedBytes, u.ReclaimableBytes
 	e.StandsOn = append(e.StandsOn, u.StandsOn...)
-	e.HeldBy = append(e.HeldBy, u.HeldBy...)
+	for _, id := range u.HeldBy { // those that it stands on share bytes with it, but do not need it
+		if !slices.Contains(e.HeldBy, id) && !slices.Contains(e.StandsOn, id) {
+			e.HeldBy = append(e.HeldBy, id)
+		}
+	}
 	return e, nil
 }
 
