@@ -43,7 +43,7 @@ func Like(pid int) (*Machine, error) {
 }
 
 // dropped are options that wall QEMU in or say what it starts from, each with one value.
-var dropped = map[string]bool{"-sandbox": true, "-run-with": true, "-chroot": true, "-runas": true, "-user": true, "-incoming": true, "-name": true}
+var dropped = map[string]bool{"-sandbox": true, "-run-with": true, "-chroot": true, "-runas": true, "-user": true, "-incoming": true, "-readconfig": true, "-name": true}
 
 // plain takes down the walls, and replaces sockets that were handed over by ones that QEMU makes by itself.
 func plain(args []string) ([]string, error) {

@@ -8,7 +8,7 @@ import (
 
 func TestPlain(t *testing.T) {
 	got, err := plain([]string{
-		"-name", "guest=v1", "-nodefaults", "-S", "-m", "256M",
+		"-readconfig", "/proc/self/fd/7", "-name", "guest=v1", "-nodefaults", "-S", "-m", "256M",
 		"-object", "memory-backend-file,id=ram,size=256M,mem-path=memory,share=off",
 		"-chroot", ".", "-runas", "1:1", "-run-with", "chroot=.", "-sandbox", "on,spawn=deny",
 		"-incoming", "defer",
