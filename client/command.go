@@ -54,11 +54,12 @@ type Command struct {
 	sandbox *Sandbox
 	ctx     context.Context
 
-	mu      sync.Mutex
-	pid     uint32
-	stream  *connect.ServerStreamForClient[process.StartResponse]
-	release []func()
-	waited  bool
+	mu     sync.Mutex
+	pid    uint32
+	stream *connect.ServerStreamForClient[process.StartResponse]
+	waited bool
+	ended  chan struct{} // closed when err says how it ended
+	err    error
 }
 
 // Command answers a command that has not been started. ctx bounds its whole life.
@@ -194,7 +195,13 @@ func (c *Command) Start() error {
 			cut()
 		}
 	})
-	c.release = append(c.release, func() { stopKill() }, cut)
+	c.ended = make(chan struct{})
+	go func() {
+		defer close(c.ended)
+		c.err = c.receive(stream)
+		stopKill()
+		cut()
+	}()
 	if c.Stdin != nil {
 		go c.feed(streamCtx)
 	}
@@ -242,21 +249,22 @@ func (c *Command) PID() int {
 	return int(c.pid)
 }
 
-// Wait waits for the end of a command that was started, copying its output. It answers nil for exit code 0 and
-// *ExitError for others.
+// Wait waits for the end of a command that was started, and of its output. It answers nil for exit code 0 and *ExitError
+// for others.
 func (c *Command) Wait() error {
 	c.mu.Lock()
-	stream, waited := c.stream, c.waited
+	ended, waited := c.ended, c.waited
 	c.waited = true
 	c.mu.Unlock()
-	if stream == nil || waited {
+	if ended == nil || waited {
 		return errors.New("client: the command was not started, or was waited for already")
 	}
-	defer func() {
-		for _, f := range c.release {
-			f()
-		}
-	}()
+	<-ended
+	return c.err
+}
+
+// receive copies the output until the command ends, and says how it did.
+func (c *Command) receive(stream *connect.ServerStreamForClient[process.StartResponse]) error {
 	var copyErr error
 	for stream.Receive() {
 		event := stream.Msg().GetEvent()

@@ -81,7 +81,7 @@ func (c *Client) WatchJob(ctx context.Context, id string, fn func(JobEvent) erro
 	wait, failures := firstRetry, 0
 	for {
 		ended, progressed, err := c.watchOnce(ctx, id, &lastLine, fn)
-		var stop *fnError
+		var stop *final
 		switch {
 		case ended:
 			return nil
@@ -90,7 +90,7 @@ func (c *Client) WatchJob(ctx context.Context, id string, fn func(JobEvent) erro
 		case ctx.Err() != nil:
 			return canceled(ctx.Err())
 		case err != nil && spore.CodeOf(err) != spore.CodeUnreachable:
-			return err
+			return err // what the server sent makes no sense
 		}
 		if progressed {
 			wait, failures = firstRetry, 0
@@ -110,10 +110,10 @@ func (c *Client) WatchJob(ctx context.Context, id string, fn func(JobEvent) erro
 	}
 }
 
-// fnError tells an error of the callback from one of the connection.
-type fnError struct{ err error }
+// final is an error after which a watch is not tried again.
+type final struct{ err error }
 
-func (e *fnError) Error() string { return e.err.Error() }
+func (e *final) Error() string { return e.err.Error() }
 
 // watchOnce follows one event stream. progressed says whether it brought anything.
 func (c *Client) watchOnce(ctx context.Context, id string, lastLine *int64, fn func(JobEvent) error) (ended, progressed bool, _ error) {
@@ -122,8 +122,11 @@ func (c *Client) watchOnce(ctx context.Context, id string, lastLine *int64, fn f
 		params.LastEventID = strconv.FormatInt(*lastLine, 10)
 	}
 	resp, err := c.api.WatchJob(ctx, id, params)
-	if err := settle(resp, err); err != nil {
-		return false, false, err
+	if settled := settle(resp, err); settled != nil {
+		if err == nil {
+			settled = &final{settled} // the server has answered; asking again changes nothing
+		}
+		return false, false, settled
 	}
 	defer resp.Body.Close()
 	events := newEventReader(resp.Body)
@@ -151,11 +154,11 @@ func (c *Client) watchOnce(ctx context.Context, id string, lastLine *int64, fn f
 			err = fn(JobEvent{Job: &job})
 			ended = !job.Status.Active()
 		case "error":
-			return false, progressed, ev.asError()
+			return false, progressed, &final{ev.asError()}
 		}
 		progressed = true
 		if err != nil {
-			return false, progressed, &fnError{err}
+			return false, progressed, &final{err}
 		}
 		if ended {
 			return true, progressed, nil

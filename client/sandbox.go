@@ -90,7 +90,7 @@ func agentError(err error) error {
 		return known
 	}
 	var remote *connect.Error
-	if !errors.As(err, &remote) {
+	if !errors.As(err, &remote) || !connect.IsWireError(err) && remote.Code() != connect.CodeCanceled && remote.Code() != connect.CodeDeadlineExceeded {
 		return spore.Errorf(spore.CodeUnreachable, "the connection to the sandbox broke: %w", err)
 	}
 	code, ok := codeOfConnect[remote.Code()]
