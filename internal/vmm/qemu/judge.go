@@ -18,7 +18,7 @@ import (
 // The trial boot ends when the guest has said nothing for trialSilence, as one does that is stuck, or at the latest after
 // trialTime. A KVM that works needs a second or two; one that is itself emulated, on a busy host, much longer.
 const (
-	trialSilence = 20 * time.Second
+	trialSilence = 30 * time.Second
 	trialTime    = 2 * time.Minute
 )
 
