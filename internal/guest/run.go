@@ -48,8 +48,17 @@ type Result struct {
 // maxOutput bounds each of Stdout and Stderr of a Result.
 const maxOutput = 1 << 20
 
-// Run runs a command to its end. A deadline of ctx kills the command. An exit code other than 0 is not an error.
+// Run runs a command to its end. A deadline of ctx kills the command, and Run fails with spore.CodeCanceled. An exit code
+// other than 0 is not an error.
 func (a *Agent) Run(ctx context.Context, c Command) (Result, error) {
+	res, err := a.run(ctx, c)
+	if err != nil && ctx.Err() != nil { // whatever the torn connection said first
+		err = spore.Errorf(spore.CodeCanceled, "%s was ended: %w", c.Path, context.Cause(ctx))
+	}
+	return res, err
+}
+
+func (a *Agent) run(ctx context.Context, c Command) (Result, error) {
 	start := &process.StartRequest{Process: &process.ProcessConfig{Cmd: c.Path, Args: c.Args, Envs: c.Env}}
 	if c.Dir != "" {
 		start.Process.Cwd = &c.Dir
