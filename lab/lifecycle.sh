@@ -60,7 +60,7 @@ says() {
   [ "$got" = "$want" ] || fail "exec in $sandbox: $*: got '$got', want '$want'"
 }
 
-"$spore" serve >"$log" 2>&1 </dev/null &
+"$spore" serve --listen 127.0.0.1:0 --accel "$accel" >"$log" 2>&1 </dev/null &
 server=$!
 for _ in $(seq 300); do
   "$spore" template ls >"$out" 2>&1 && break
