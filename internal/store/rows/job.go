@@ -72,7 +72,8 @@ func (tx *Tx) Jobs(f store.JobFilter) ([]*spore.Job, store.Page, error) {
 
 func (tx *Tx) ActiveJob(resourceID string) (*spore.Job, error) {
 	return selectOne(tx, jobFields,
-		"SELECT "+jobColumns+" FROM jobs WHERE resource_id = ? AND resource_id <> '' AND status IN ('PENDING', 'RUNNING')", resourceID)
+		"SELECT "+jobColumns+" FROM jobs WHERE resource_id = ? AND resource_id <> '' AND status IN ('PENDING', 'RUNNING')"+
+			" AND operation NOT IN ('FORK', 'SNAPSHOT_ROLLBACK')", resourceID)
 }
 
 func (tx *Tx) Enqueue(jobID string, attempts int) error {

@@ -87,7 +87,9 @@ CREATE TABLE jobs (
     finished_at     INTEGER NOT NULL,
     queue_id        INTEGER NOT NULL DEFAULT 0 -- its place in the queue; the queue's tables are River's own
 ) STRICT;
-CREATE UNIQUE INDEX jobs_active ON jobs (resource_id) WHERE resource_id <> '' AND status IN ('PENDING', 'RUNNING');
+-- Forks and rollbacks only read what they start from: any number may be under way.
+CREATE UNIQUE INDEX jobs_active ON jobs (resource_id)
+    WHERE resource_id <> '' AND status IN ('PENDING', 'RUNNING') AND operation NOT IN ('FORK', 'SNAPSHOT_ROLLBACK');
 CREATE INDEX jobs_page ON jobs (created_at, id);
 CREATE INDEX jobs_status_page ON jobs (status, created_at, id);
 CREATE INDEX jobs_resource_page ON jobs (resource_id, created_at, id) WHERE resource_id <> '';
