@@ -179,7 +179,7 @@ func (f *floor) timed(ctx context.Context, series *Series, start func(context.Co
 // dumpTimed measures one full dump and one migration into a file.
 func (f *floor) dumpTimed(ctx context.Context, dump, migration *Series) error {
 	return f.thaw(ctx, func(vm *bare.VM) error {
-		took, err := vm.Dump(ctx, f.machine.MemoryMiB)
+		took, err := vm.Dump(ctx, f.machine.Memory, int64(f.machine.MemoryMiB)<<20)
 		if err != nil {
 			dump.failed(err)
 		} else {

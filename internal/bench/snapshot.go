@@ -128,7 +128,7 @@ func measureDump(ctx context.Context, l *lab) (*Row, error) {
 	row := &Row{
 		Name: "pause", What: "full dump of a 2 GiB guest, over snapshot", Goal: "at least 20 x shorter",
 		Limit: 20, AtLeast: true, Unit: "x",
-		Note: "the full dump writes device state and all of RAM into a file in the page cache, unsynced; " +
+		Note: "the full dump writes device state and all of RAM, read straight out of the process, into files in the page cache, unsynced; " +
 			"the hypervisor's own migration into a file, which leaves zero pages out, is shown beside it and not judged by",
 	}
 	ours := row.series("spore snapshot", milliseconds)

@@ -4,22 +4,42 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"io"
 	"os"
 	"path/filepath"
 	"time"
+
+	"github.com/sporevm/spore/internal/vmm/procmem"
 )
 
+// copyBlock is how much memory is copied at a time.
+const copyBlock = 1 << 20
+
 // Dump stops the guest, writes device state and all of its memory into files and lets it run on, as hypervisors without
-// another way snapshot. It answers how long the guest stood still.
-func (vm *VM) Dump(ctx context.Context, memoryMiB int) (time.Duration, error) {
+// another way snapshot. Memory is read straight out of the process, which is the fastest way there is. It answers how long
+// the guest stood still.
+func (vm *VM) Dump(ctx context.Context, memory string, size int64) (time.Duration, error) {
+	ram, err := procmem.Open(vm.PID(), memory, size)
+	if err != nil {
+		return 0, err
+	}
+	defer ram.Close()
 	files := []string{filepath.Join(vm.dir, "dump.state"), filepath.Join(vm.dir, "dump.memory")}
 	return vm.standing(ctx, files, func() error {
 		err := vm.monitor.Do(ctx, "xen-save-devices-state", map[string]any{"filename": files[0], "live": false}, nil)
 		if err != nil {
 			return err
 		}
-		// All RAM of the machines measured here is below the hole for devices, so it is one piece from 0.
-		return vm.monitor.Do(ctx, "pmemsave", map[string]any{"val": 0, "size": int64(memoryMiB) << 20, "filename": files[1]}, nil)
+		out, err := os.Create(files[1])
+		if err != nil {
+			return err
+		}
+		// Hidden behind a plain writer, so that the copy goes block by block.
+		n, err := io.CopyBuffer(struct{ io.Writer }{out}, io.NewSectionReader(ram, 0, size), make([]byte, copyBlock))
+		if err == nil && n != size {
+			err = fmt.Errorf("%d bytes of memory were read, not %d", n, size)
+		}
+		return errors.Join(err, out.Close())
 	})
 }
 
@@ -31,10 +51,9 @@ func (vm *VM) Migrate(ctx context.Context) (time.Duration, error) {
 		return 0, err
 	}
 	defer out.Close()
-	for _, p := range []map[string]any{{"max-bandwidth": int64(1) << 50}} {
-		if err := vm.monitor.Do(ctx, "migrate-set-parameters", p, nil); err != nil {
-			return 0, err
-		}
+	unbound := map[string]any{"max-bandwidth": int64(1) << 50}
+	if err := vm.monitor.Do(ctx, "migrate-set-parameters", unbound, nil); err != nil {
+		return 0, err
 	}
 	return vm.standing(ctx, []string{file}, func() error {
 		call, err := vm.monitor.Send("getfd", map[string]string{"fdname": "dump"}, out)
