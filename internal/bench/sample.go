@@ -26,7 +26,7 @@ const (
 	milliseconds = "ms"
 	bytesUnit    = "bytes"
 	kibibytes    = "KiB"
-	perAllowed   = "of the allowed"
+	times        = "x"
 )
 
 // add keeps one measured value.

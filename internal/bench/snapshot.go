@@ -46,7 +46,7 @@ func measurePauseOf(ctx context.Context, l *lab, memoryMiB int, written []int) (
 	}
 	row := &Row{
 		Name: "pause", What: fmt.Sprintf("snapshot: %d MiB guest stands still", memoryMiB), Goal: "at most 15 ms + 0.1 ms per dirty MiB",
-		Limit: 1, Unit: perAllowed,
+		Limit: 1, Unit: times,
 		Note: "judged by the worst of the medians; a dirty MiB is one that the guest's RAM holds apart from its template, the guest's own writes since the thaw included",
 	}
 	var shares []*Series
@@ -54,7 +54,7 @@ func measurePauseOf(ctx context.Context, l *lab, memoryMiB int, written []int) (
 	pairs := map[int]pair{}
 	for _, mib := range written {
 		name := fmt.Sprintf("%d MiB written", mib)
-		p := pair{row.series(name, milliseconds), row.series(name+", of the allowed", perAllowed), row.series(name+", dirty in all", bytesUnit)}
+		p := pair{row.series(name, milliseconds), row.series(name+", of the allowed", times), row.series(name+", dirty in all", bytesUnit)}
 		pairs[mib] = p
 		shares = append(shares, p.share)
 	}
