@@ -16,8 +16,10 @@ import (
 )
 
 func main() {
-	if len(os.Args) == 2 && os.Args[1] == "noop" && os.Getpid() != 1 {
-		return // the one program that every sandbox has: run to warm up the way to running any
+	if os.Getpid() != 1 && len(os.Args) == 2 && os.Args[1] == "--version" {
+		// This is the one program that every sandbox has: running it warms up the way to running any.
+		fmt.Println(agent.Version)
+		return
 	}
 	if os.Getpid() != 1 {
 		fmt.Fprintln(os.Stderr, "spore-init: only of use as PID 1 of a sandbox")

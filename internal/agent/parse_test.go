@@ -1,6 +1,7 @@
 package agent
 
 import (
+	"net"
 	"path/filepath"
 	"reflect"
 	"strings"
@@ -149,5 +150,19 @@ func TestAddress(t *testing.T) {
 		if _, _, _, err := bad.parse(); err == nil {
 			t.Errorf("%+v", bad)
 		}
+	}
+}
+
+func TestHasNIC(t *testing.T) {
+	interfaces, err := net.Interfaces()
+	if err != nil {
+		t.Fatal(err)
+	}
+	want := false
+	for _, i := range interfaces {
+		want = want || i.Index > 1 && i.Index < 16
+	}
+	if hasNIC() != want {
+		t.Fatalf("%v: %v", interfaces, !want)
 	}
 }

@@ -303,7 +303,7 @@ func testThaw(t *testing.T, ctx context.Context, f template, name string, seen m
 	defer a.Close()
 	linked := time.Now()
 	id := hex.EncodeToString([]byte((name + "................")[:16]))
-	facts, err := a.Greet(ctx, Identity{SandboxID: name, Hostname: name, MachineID: id, Env: map[string]string{"WHO": name}})
+	facts, err := a.Greet(ctx, Identity{SandboxID: name, Hostname: name, MachineID: id, Env: map[string]string{"WHO": name}, DropConnections: true})
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -311,7 +311,7 @@ func testThaw(t *testing.T, ctx context.Context, f template, name string, seen m
 	want(t, ctx, a, Command{Path: "true"}, "")
 	t.Logf("after cont: link %v, identity %v, first command %v, together %v",
 		linked.Sub(begin), greeted.Sub(linked), time.Since(greeted), time.Since(begin))
-	if facts.Hostname != name || facts.BootID == "" || facts.Kernel == "" || facts.Agent == "" {
+	if facts.Hostname != name || facts.BootID == "" || facts.Kernel == "" || facts.Agent == "" || len(facts.Warnings) > 0 {
 		t.Errorf("%+v", facts)
 	}
 	r, err := a.Run(ctx, sh("cat /etc/machine-id /etc/hostname; hostname; cat /proc/sys/kernel/random/uuid; dd if=/dev/urandom bs=16 count=1 2>/dev/null | md5sum; echo $SPORE_SANDBOX_ID $WHO; grep -c sandbox /etc/hosts; date +%s"))

@@ -20,13 +20,13 @@ func (a *Agent) Warm(ctx context.Context) error {
 	if _, err := a.Greet(ctx, Identity{}); err != nil {
 		return err
 	}
-	if _, err := a.Run(ctx, Command{Path: selfCommand, Args: []string{"noop"}, User: "0", Dir: "/"}); err != nil {
+	if _, err := a.Run(ctx, Command{Path: selfCommand, Args: []string{"--version"}, User: "0", Dir: "/"}); err != nil {
 		return err
 	}
 	client := processconnect.NewProcessClient(&http.Client{Transport: a.transport}, "http://agent", connect.WithProtoJSON())
 	dir, stdin := "/", false
 	req := connect.NewRequest(&process.StartRequest{Stdin: &stdin, Process: &process.ProcessConfig{
-		Cmd: selfCommand, Args: []string{"noop"}, Cwd: &dir, Envs: map[string]string{"LANG": "C"},
+		Cmd: selfCommand, Args: []string{"--version"}, Cwd: &dir, Envs: map[string]string{"LANG": "C"},
 	}})
 	req.Header().Set("Authorization", basicUser("0"))
 	stream, err := client.Start(ctx, req)
