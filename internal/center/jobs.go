@@ -44,14 +44,6 @@ func jobError(err error) *spore.JobError {
 	return &spore.JobError{Code: e.Code, Message: e.Message, Field: e.Field, Hint: e.Hint}
 }
 
-// asError turns a kept error back into one to answer with.
-func asError(e *spore.JobError) error {
-	if e == nil {
-		return spore.Errorf(spore.CodeInternal, "the job failed without saying why")
-	}
-	return &spore.Error{Code: e.Code, Message: e.Message, Field: e.Field, Hint: e.Hint}
-}
-
 // note adds one line to a job's log. A log line is never worth failing the job for.
 func (c *Center) note(ctx context.Context, jobID, level, format string, args ...any) {
 	line := spore.LogLine{Time: c.opt.Now(), Level: level, Message: fmt.Sprintf(format, args...)}

@@ -76,7 +76,7 @@ type Deletion struct {
 	RetainBytes int64    `json:"retainBytes"` // kept for those in HeldBy
 }
 
-// TemplateQuery, SandboxQuery and JobQuery select and page lists.
+// TemplateQuery selects and pages a list of templates and snapshots.
 type TemplateQuery struct {
 	Kind          spore.TemplateKind
 	Status        spore.TemplateStatus
@@ -88,6 +88,7 @@ type TemplateQuery struct {
 	PageToken     string
 }
 
+// SandboxQuery selects and pages a list of sandboxes.
 type SandboxQuery struct {
 	States    []spore.SandboxState
 	Template  string
@@ -97,6 +98,7 @@ type SandboxQuery struct {
 	PageToken string
 }
 
+// JobQuery selects and pages a list of jobs.
 type JobQuery struct {
 	Statuses  []spore.JobStatus
 	Operation spore.Operation

@@ -48,7 +48,8 @@ func openDataDir(path string) (*dataDir, error) {
 		d.Close()
 		return nil, err
 	}
-	if err := lock.Truncate(0); err == nil {
+	err = lock.Truncate(0)
+	if err == nil {
 		_, err = lock.WriteAt([]byte(strconv.Itoa(os.Getpid())+"\n"), 0)
 	}
 	if err != nil {

@@ -34,10 +34,9 @@ type Draft struct {
 	disk   *view // the parent's, nil when it has none
 	baseID string
 
-	phase    phase
-	caught   capture
-	timings  Timings
-	manifest *Manifest
+	phase   phase
+	caught  capture
+	timings Timings
 }
 
 type phase int

@@ -27,18 +27,6 @@ func syncDir(dir string) error {
 	return nil
 }
 
-func syncFile(path string) error {
-	f, err := os.Open(path)
-	if err != nil {
-		return err
-	}
-	defer f.Close()
-	if err := f.Sync(); err != nil {
-		return fmt.Errorf("sync %s: %w", path, err)
-	}
-	return nil
-}
-
 // writeSynced writes a new file and makes its bytes durable, though not yet its name.
 func writeSynced(path string, data []byte) error {
 	f, err := os.OpenFile(path, os.O_WRONLY|os.O_CREATE|os.O_EXCL, 0o644)
@@ -50,14 +38,6 @@ func writeSynced(path string, data []byte) error {
 		err = f.Sync()
 	}
 	return errors.Join(err, f.Close())
-}
-
-// publishNew gives the file at aside the name path, unless that is taken: then it fails with fs.ErrExist.
-func publishNew(aside, path string) error {
-	if err := os.Link(aside, path); err != nil {
-		return err
-	}
-	return syncDir(filepath.Dir(path))
 }
 
 // readSmall reads a file that is known to be small, so that a damaged store cannot make us swallow gigabytes.

@@ -146,6 +146,9 @@ func (n *Node) prepare(ctx context.Context, m *machine, t *spore.Template, note 
 	if err := m.ready(ctx, a, t.Readiness, note); err != nil {
 		return err
 	}
+	if err := a.Warm(ctx); err != nil { // what a first command needs is then in every thaw's memory
+		return m.unreached(err, "the guest did not run a command")
+	}
 	if err := a.Quiesce(ctx); err != nil {
 		return m.unreached(err, "the guest did not settle")
 	}
@@ -156,7 +159,7 @@ func (n *Node) prepare(ctx context.Context, m *machine, t *spore.Template, note 
 // sandboxes are there for the commands that people run in them.
 func configure(ctx context.Context, a *guest.Agent, p spore.Process, note func(string)) error {
 	entry, err := a.Configure(ctx, guest.Config{
-		Entrypoint: p.Entrypoint, Cmd: p.Cmd, Env: p.Env, User: p.User, WorkingDir: p.WorkDir, StopSignal: p.StopSignal,
+		Entrypoint: p.Entrypoint, Cmd: p.Cmd, Env: p.Env, User: p.User, WorkingDir: cmp.Or(p.WorkDir, "/"), StopSignal: p.StopSignal,
 	})
 	if err != nil {
 		return err

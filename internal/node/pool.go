@@ -6,7 +6,6 @@ import (
 	"time"
 
 	"github.com/sporevm/spore"
-	"github.com/sporevm/spore/internal/guest"
 )
 
 // hotFor is how long after its last use a template's VMs are kept ready.
@@ -146,8 +145,7 @@ func (m *machine) warm(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
-	// spore-init itself is the one program that every guest has; asked for its version it ends at once.
-	if _, err := a.Run(ctx, guest.Command{Path: "/proc/1/exe", Args: []string{"--version"}, User: "0"}); err != nil {
+	if err := a.Warm(ctx); err != nil {
 		return err
 	}
 	return m.vm.Pause(ctx)

@@ -67,12 +67,11 @@ type Node struct {
 	Children     map[string]*Node // of a directory
 
 	// Assigned by Plan.
-	ino     uint32
-	links   uint32
-	parent  uint32   // inode of the directory that holds a directory
-	names   []string // of a directory, sorted
-	subdirs uint32
-	place   placement
+	ino    uint32
+	links  uint32
+	parent uint32   // inode of the directory that holds a directory
+	names  []string // of a directory, sorted
+	place  placement
 }
 
 // placement says where the blocks of a node lie. Each stretch is contiguous.
