@@ -136,7 +136,7 @@ func (a *app) attend(ctx context.Context, cmd *client.Command, t *terminal, sign
 		return err
 	}
 	if t != nil {
-		defer t.followSize(ctx, cmd)()
+		defer t.followSize(ctx, cmd, *cmd.TTY)()
 	}
 	done := make(chan struct{})
 	defer close(done)

@@ -178,12 +178,12 @@ func TestSignalsArePassedOn(t *testing.T) {
 
 func TestSignalDuringCreate(t *testing.T) {
 	s, box := newGuestShell(t)
-	s.want(0, "sandbox", "rm", box)
 	begun, proceed := make(chan struct{}), make(chan struct{})
 	s.svc.Wait = func(context.Context) {
 		close(begun)
 		<-proceed
 	}
+	s.want(0, "sandbox", "rm", box)
 	cmd := s.process("run", "host", "--", "echo", "never")
 	errOut, err := cmd.StderrPipe()
 	if err != nil {

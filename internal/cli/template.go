@@ -197,30 +197,29 @@ func httpProbe(s string) (path string, port int, err error) {
 // splitWords takes a command line apart at white space; single and double quotes keep words together.
 func splitWords(s string) []string {
 	words := []string{}
-	var word strings.Builder
-	var quoted rune
+	var word []byte
+	var quoted byte
 	in := false
-	for _, r := range s {
+	// Byte by byte: what counts is ASCII, and what is not text must pass unchanged.
+	for _, b := range []byte(s) {
 		switch {
-		case quoted != 0 && r == quoted:
+		case quoted != 0 && b == quoted:
 			quoted = 0
 		case quoted != 0:
-			word.WriteRune(r)
-		case r == '\'' || r == '"':
-			quoted, in = r, true
-		case r == ' ' || r == '\t' || r == '\n':
+			word = append(word, b)
+		case b == '\'' || b == '"':
+			quoted, in = b, true
+		case b == ' ' || b == '\t' || b == '\n':
 			if in {
-				words = append(words, word.String())
-				word.Reset()
+				words = append(words, string(word))
 			}
-			in = false
+			word, in = nil, false
 		default:
-			word.WriteRune(r)
-			in = true
+			word, in = append(word, b), true
 		}
 	}
 	if in {
-		words = append(words, word.String())
+		words = append(words, string(word))
 	}
 	return words
 }

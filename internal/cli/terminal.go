@@ -63,22 +63,21 @@ func (t *terminal) size() client.TTY {
 	return defaultTTY
 }
 
-// followSize tells cmd when the terminal's size changes, until stop is called.
-func (t *terminal) followSize(ctx context.Context, cmd *client.Command) (stop func()) {
+// followSize tells cmd, which was started on a terminal of the size last, when the size changes, until stop is called.
+func (t *terminal) followSize(ctx context.Context, cmd *client.Command, last client.TTY) (stop func()) {
 	changes := make(chan os.Signal, 1)
 	signal.Notify(changes, syscall.SIGWINCH)
 	done := make(chan struct{})
 	go func() {
-		last := t.size()
 		for {
+			// At once, too: it may have changed before anyone listened. A size that does not arrive is put right by the next one.
+			if now := t.size(); now != last && cmd.Resize(ctx, now) == nil {
+				last = now
+			}
 			select {
 			case <-done:
 				return
 			case <-changes:
-				// A size that does not arrive is put right by the next one.
-				if now := t.size(); now != last && cmd.Resize(ctx, now) == nil {
-					last = now
-				}
 			}
 		}
 	}()

@@ -60,10 +60,6 @@ func newAgentProxy(svc Service, opt Options) http.Handler {
 			writeError(w, r, err)
 			return
 		}
-		// A guest may answer before it has read the whole request, as when its disk is full.
-		if err := http.NewResponseController(w).EnableFullDuplex(); err != nil && !errors.Is(err, http.ErrNotSupported) {
-			logOf(r.Context()).Debug("full duplex", "err", err)
-		}
 		ctx, cancel := endWith(r.Context(), opt.Closing)
 		defer cancel()
 		ctx = context.WithValue(ctx, agentKey{}, &agentTarget{path: path, transport: transport})
