@@ -118,10 +118,11 @@ step "A sandbox"
 sandbox= # created once untimed: the first use pages everything in
 warm=$("$spore" sandbox create demo-python -q)
 "$spore" sandbox rm "$warm" >/dev/null
-create() { sandbox=$("$spore" sandbox create demo-python -q); }
+first() { "$spore" sandbox exec "$1" -- /bin/true; } # the first command, up to which the floor is measured as well
+create() { sandbox=$("$spore" sandbox create demo-python -q) && first "$sandbox"; }
 timed create
 created=$took
-note "sandbox $sandbox, after $created ms"
+note "sandbox $sandbox; created, and its first command answered, after $created ms"
 show sandbox exec "$sandbox" -- python3 -c 'import sys, platform; print("Python", sys.version.split()[0], "on Linux", platform.release())'
 show sandbox exec "$sandbox" -- python3 whoami.py /next
 show sandbox exec -u root "$sandbox" -- sh -c 'echo "written before the snapshot" >/srv/note; cat /srv/note'
@@ -136,10 +137,15 @@ note "snapshot $snapshot, after $frozen ms; the guest stood still for $((paused 
 
 step "Four forks of it: one memory, four identities"
 forks=()
-branch() { mapfile -t forks < <("$spore" fork demo-point -n 4 -q); }
+branch() {
+  local f pids=()
+  mapfile -t forks < <("$spore" fork demo-point -n 4 -q)
+  [ "${#forks[@]}" -eq 4 ] || fail "${#forks[@]} forks came back"
+  for f in "${forks[@]}"; do first "$f" & pids+=($!); done
+  for f in "${pids[@]}"; do wait "$f"; done
+}
 timed branch
 forked=$took
-[ "${#forks[@]}" -eq 4 ] || fail "${#forks[@]} forks came back"
 for f in "${forks[@]}"; do "$spore" sandbox exec "$f" -- python3 whoami.py /next; done | tee "$dir/forks"
 for column in 2 4 6; do
   [ "$(awk -v c=$column '{print $c}' "$dir/forks" | sort -u | wc -l)" -eq 4 ] || fail "forks share an identity"
@@ -149,7 +155,8 @@ done
 step "Back to the snapshot"
 show sandbox exec -u root "$sandbox" -- sh -c 'echo "changed after it" >/srv/note; cat /srv/note'
 show sandbox exec "$sandbox" -- python3 whoami.py /next
-timed show rollback "$sandbox" demo-point
+back_to() { show rollback "$sandbox" demo-point && first "$sandbox"; }
+timed back_to
 back=$took
 show sandbox exec "$sandbox" -- cat /srv/note
 [ "$("$spore" sandbox exec "$sandbox" -- cat /srv/note)" = "written before the snapshot" ] || fail "the file is not back"
@@ -160,7 +167,7 @@ step "A template of what it has become, and a sandbox of that"
 timed show template commit "$sandbox" demo-committed
 row "commit (capture, flatten, register)" "$took" "" ""
 committed=
-create_committed() { committed=$("$spore" sandbox create demo-committed -q); }
+create_committed() { committed=$("$spore" sandbox create demo-committed -q) && first "$committed"; }
 timed create_committed
 from_commit=$took
 show sandbox exec "$committed" -- cat /srv/note
@@ -172,12 +179,12 @@ floors=$(.cache/demo/floor --server "$url" --data "$data" --template demo-python
 thaw=$(awk '$1 == "thaw" {print $2}' <<<"$floors")
 boot=$(awk '$1 == "boot" {print $2}' <<<"$floors")
 cores=$(nproc)
-row "sandbox create" "$created" "$thaw" "bare QEMU thaw to first command"
+row "sandbox create, to its first command" "$created" "$thaw" "bare QEMU thaw to first command"
 row "snapshot, from asking to on disk" "$frozen" "" ""
 row "snapshot, the guest stands still" "$(((paused + 500) / 1000))" "" ""
-row "fork, four ways" "$forked" "$((4 * thaw / cores))" "4 bare thaws on $cores cores"
-row "rollback" "$back" "$thaw" "bare QEMU thaw to first command"
-row "sandbox create, from the commit" "$from_commit" "$thaw" "bare QEMU thaw to first command"
+row "fork four ways, to the first command of each" "$forked" "$((4 * thaw / cores))" "4 bare thaws on $cores cores"
+row "rollback, to the next command" "$back" "$thaw" "bare QEMU thaw to first command"
+row "sandbox create from the commit, to its first command" "$from_commit" "$thaw" "bare QEMU thaw to first command"
 
 step "Everything away again"
 for s in "$sandbox" "$committed" "${forks[@]}"; do "$spore" sandbox rm "$s" >/dev/null; done
