@@ -11,6 +11,7 @@ import (
 	"github.com/vbauerster/mpb/v8/decor"
 	"golang.org/x/term"
 
+	"github.com/sporevm/spore"
 	"github.com/sporevm/spore/api"
 	"github.com/sporevm/spore/client"
 )
@@ -132,7 +133,7 @@ func (p *progress) job(e client.JobEvent) {
 		return
 	}
 	detail := ""
-	if pull := e.Job.Pull; pull != nil && pull.BytesTotal > 0 && pull.BytesDone < pull.BytesTotal {
+	if pull := e.Job.Pull; pull != nil && pull.BytesTotal > 0 && pull.BytesDone < pull.BytesTotal && e.Job.Phase == spore.PhasePulling {
 		detail = fmt.Sprintf("%s of %s, layer %d of %d", size(pull.BytesDone), size(pull.BytesTotal), min(pull.LayersDone+1, pull.LayersTotal), pull.LayersTotal)
 		if pull.BytesPerSecond > 0 {
 			detail += ", " + size(pull.BytesPerSecond) + "/s"
