@@ -60,7 +60,17 @@ says() {
   [ "$got" = "$want" ] || fail "exec in $sandbox: $*: got '$got', want '$want'"
 }
 
-"$spore" serve --listen 127.0.0.1:0 --accel "$accel" >"$log" 2>&1 </dev/null &
+# hypervisors prints the processes that live in the data directory.
+hypervisors() {
+  local pid
+  for pid in /proc/[0-9]*; do
+    case $(readlink "$pid/root" 2>/dev/null)$(readlink "$pid/cwd" 2>/dev/null) in
+    *"$data"*) echo "${pid#/proc/}" ;;
+    esac
+  done
+}
+
+"$spore" serve --listen 127.0.0.1:0 >"$log" 2>&1 </dev/null &
 server=$!
 for _ in $(seq 300); do
   "$spore" template ls >"$out" 2>&1 && break
@@ -73,13 +83,18 @@ pass "serve answers"
 run kernel install --kernel "$vmlinuz" --modules "$modules"
 pass "kernel install"
 run doctor
-grep -q "$accel" "$out" || { cat "$out"; fail "doctor does not name $accel"; }
-pass "doctor names $accel"
+pass "doctor"
 
 run template build box --image "$image"
 pass "template build"
 a=$(id sandbox create box)
 pass "sandbox create"
+pid=$(hypervisors | head -n 1)
+[ -n "$pid" ] || fail "no hypervisor runs"
+case $(tr '\0' ' ' <"/proc/$pid/cmdline") in
+*"-accel $accel"*) pass "it runs under $accel" ;;
+*) fail "it does not run under $accel: $(tr '\0' ' ' <"/proc/$pid/cmdline")" ;;
+esac
 says "$a" "hello from inside" echo "hello from inside"
 pass "exec"
 says "$a" "" sh -c 'echo first >/root/mark; dd if=/dev/urandom of=/root/data bs=1M count=8 2>/dev/null; sync'
@@ -137,11 +152,6 @@ pass "gc and fsck"
 kill -TERM "$server"
 wait "$server" || fail "the server ended with status $?"
 server=
-for pid in /proc/[0-9]*; do
-  for link in cwd root; do
-    case $(readlink "$pid/$link" 2>/dev/null) in
-    "$data"*) fail "process ${pid#/proc/} is left: $(tr '\0' ' ' <"$pid/cmdline")" ;;
-    esac
-  done
-done
+left=$(hypervisors)
+[ -z "$left" ] || fail "processes are left: $left"
 pass "the server ends and leaves no process"
