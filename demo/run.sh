@@ -39,11 +39,13 @@ timed() { # runs a command and leaves its milliseconds in took
 
 # --------------------------------------------------------------------------------------------------------- leaving
 
-# leftovers prints the processes that live in the demo's directory: a hypervisor's working directory is its VM's own.
+# leftovers prints the processes of this demo or an interrupted one: hypervisors, whose working directories lie in the
+# demo's, and the server and the registry, which were given directories in it.
 leftovers() {
   local p
   for p in /proc/[0-9]*; do
-    case "$(readlink "$p/cwd" 2>/dev/null || true)/" in "$data"/*) echo "${p#/proc/}" ;; esac
+    case "$(readlink "$p/cwd" 2>/dev/null || true)/" in "$data"/*) echo "${p#/proc/}" && continue ;; esac
+    if tr '\0' '\n' 2>/dev/null <"$p/cmdline" | grep -qxF -e "$data" -e "$dir/registry"; then echo "${p#/proc/}"; fi
   done
 }
 
