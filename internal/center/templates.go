@@ -205,8 +205,15 @@ func (c *Center) DeleteTemplate(ctx context.Context, ref string, dryRun bool) (*
 	}
 	d := &Deletion{ID: t.ID, DryRun: dryRun, HeldBy: []string{}}
 	if u, err := c.node.Usage(ctx, t.ID); err == nil {
-		d.FreesBytes, d.RetainBytes = u.ReclaimableBytes, u.SharedBytes
-		d.HeldBy = append(d.HeldBy, u.HeldBy...)
+		d.FreesBytes = u.ReclaimableBytes
+		for _, id := range u.HeldBy { // what it stands on itself keeps its own bytes, whatever becomes of t
+			if id != t.ParentID {
+				d.HeldBy = append(d.HeldBy, id)
+			}
+		}
+		if len(d.HeldBy) > 0 {
+			d.RetainBytes = u.ExclusiveBytes + u.SharedBytes - u.ReclaimableBytes
+		}
 	} else if !isNotFound(err) && spore.CodeOf(err) != spore.CodeDamaged {
 		return nil, err
 	}

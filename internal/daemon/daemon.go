@@ -10,10 +10,8 @@ import (
 	"net"
 	"net/http"
 	"os"
-	"strings"
 	"time"
 
-	"github.com/sporevm/spore"
 	"github.com/sporevm/spore/internal/center"
 	"github.com/sporevm/spore/internal/frozen"
 	"github.com/sporevm/spore/internal/gateway"
@@ -53,19 +51,14 @@ func Serve(ctx context.Context, cfg Config) (err error) {
 	if cfg.Hook == nil {
 		cfg.Hook = func(string) {}
 	}
-	token, loopback, err := access(cfg)
-	if err != nil {
-		return err
-	}
 	dir, err := openDataDir(cfg.DataDir)
 	if err != nil {
 		return err
 	}
 	defer closing(&err, dir.Close)
-
-	listener, url, err := listen(cfg.Listen)
+	listener, token, err := access(ctx, cfg)
 	if err != nil {
-		return spore.Invalidf("listen", "cannot listen on %s: %v", cfg.Listen, err).WithHint("choose another address with --listen")
+		return err
 	}
 	defer listener.Close() // closed by the HTTP server as well; the second time is harmless
 
@@ -93,7 +86,9 @@ func Serve(ctx context.Context, cfg Config) (err error) {
 		return tc.Stop(ctx)
 	})
 	svc := &service{Center: tc, node: machine, version: cfg.Version, dataDir: dir.path, init: cfg.Init}
-	return serveHTTP(ctx, cfg, dir, listener, url, gateway.New(svc, gateway.Options{Token: token, LoopbackOnly: loopback, Logger: cfg.Logger}))
+	return serveHTTP(ctx, cfg, dir, listener, gateway.New(svc, gateway.Options{
+		Token: token, LoopbackOnly: gateway.Loopback(cfg.Listen), Logger: cfg.Logger, Closing: ctx.Done(),
+	}))
 }
 
 // openNode opens what the machine stores, and the hypervisor.
@@ -120,70 +115,28 @@ func openNode(ctx context.Context, cfg Config, dir *dataDir) (*node.Node, error)
 	})
 }
 
-// unixScheme begins the address of a unix socket.
-const unixScheme = "unix:"
-
-// listen opens what cfg.Listen names and answers the URL that reaches it. A unix socket is for the server's user alone,
-// and takes the place of one that an earlier server has left; the data directory's lock says that that one has ended.
-func listen(address string) (net.Listener, string, error) {
-	path, ok := strings.CutPrefix(address, unixScheme)
-	if !ok {
-		l, err := net.Listen("tcp", address)
-		if err != nil {
-			return nil, "", err
-		}
-		return l, "http://" + l.Addr().String(), nil
-	}
-	if st, err := os.Lstat(path); err == nil && st.Mode()&os.ModeSocket != 0 {
-		if c, err := net.Dial("unix", path); err == nil {
-			c.Close()
-			return nil, "", errors.New("another server answers there")
-		}
-		if err := os.Remove(path); err != nil {
+// access opens the listener and reads the token. Only a listener on this machine may do without a token.
+func access(ctx context.Context, cfg Config) (l net.Listener, token string, err error) {
+	if cfg.TokenFile != "" {
+		if token, err = gateway.ReadToken(cfg.TokenFile); err != nil {
 			return nil, "", err
 		}
 	}
-	l, err := net.Listen("unix", path)
-	if err != nil {
-		return nil, "", err
-	}
-	if err := os.Chmod(path, 0o600); err != nil {
-		return nil, "", errors.Join(err, l.Close())
-	}
-	return l, unixScheme + path, nil
+	l, err = gateway.Listen(ctx, cfg.Listen, token)
+	return l, token, err
 }
 
-// access decides who may ask: anyone on the machine when listening on loopback, else only bearers of the token.
-func access(cfg Config) (token string, loopback bool, err error) {
-	if strings.HasPrefix(cfg.Listen, unixScheme) {
-		loopback = true
-	} else {
-		host, _, err := net.SplitHostPort(cfg.Listen)
-		if err != nil {
-			return "", false, spore.Invalidf("listen", "%q is neither host:port nor unix:PATH", cfg.Listen)
-		}
-		ip := net.ParseIP(host)
-		loopback = host == "localhost" || ip != nil && ip.IsLoopback()
+// urlOf is how clients name a listener.
+func urlOf(l net.Listener) string {
+	if l.Addr().Network() == "unix" {
+		return "unix:" + l.Addr().String()
 	}
-	if cfg.TokenFile == "" {
-		if !loopback {
-			return "", false, spore.Invalidf("listen", "%s is not loopback, and there is no token", cfg.Listen).
-				WithHint("name a file that holds one with --token-file, or listen on 127.0.0.1")
-		}
-		return "", true, nil
-	}
-	raw, err := os.ReadFile(cfg.TokenFile)
-	if err != nil {
-		return "", false, spore.Invalidf("tokenFile", "cannot be read: %v", err)
-	}
-	if token = strings.TrimSpace(string(raw)); len(token) < 16 {
-		return "", false, spore.Invalidf("tokenFile", "the token has %d characters", len(token)).WithHint("16 or more, such as from: openssl rand -hex 16")
-	}
-	return token, loopback, nil
+	return "http://" + l.Addr().String()
 }
 
 // serveHTTP answers requests until ctx ends, and says in server.json where.
-func serveHTTP(ctx context.Context, cfg Config, dir *dataDir, listener net.Listener, url string, h http.Handler) error {
+func serveHTTP(ctx context.Context, cfg Config, dir *dataDir, listener net.Listener, h http.Handler) error {
+	url := urlOf(listener)
 	where, err := json.Marshal(map[string]any{"url": url, "pid": os.Getpid()})
 	if err != nil {
 		return err
@@ -193,11 +146,9 @@ func serveHTTP(ctx context.Context, cfg Config, dir *dataDir, listener net.Liste
 	}
 	defer os.Remove(dir.join("server.json"))
 
-	requests, endRequests := context.WithCancel(context.WithoutCancel(ctx))
-	defer endRequests()
 	srv := &http.Server{
 		Handler: h, ReadHeaderTimeout: 10 * time.Second, IdleTimeout: 2 * time.Minute,
-		BaseContext: func(net.Listener) context.Context { return requests },
+		BaseContext: func(net.Listener) context.Context { return context.WithoutCancel(ctx) },
 		ErrorLog:    slog.NewLogLogger(cfg.Logger.Handler(), slog.LevelDebug),
 	}
 	failed := make(chan error, 1)
@@ -212,10 +163,9 @@ func serveHTTP(ctx context.Context, cfg Config, dir *dataDir, listener net.Liste
 	case <-ctx.Done():
 	}
 	cfg.Logger.Info("stopping; sandboxes go on running")
-	// Watchers and command streams last as long as their clients like, so they are ended, not waited for.
+	// Watchers end by themselves. Command streams last as long as their clients like, so they are cut in the end.
 	grace, cancel := context.WithTimeout(context.WithoutCancel(ctx), shutdownGrace)
 	defer cancel()
-	time.AfterFunc(shutdownGrace/2, endRequests)
 	if err := srv.Shutdown(grace); err != nil {
 		return srv.Close()
 	}

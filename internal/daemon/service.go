@@ -21,26 +21,26 @@ type service struct {
 
 var _ gateway.Service = (*service)(nil)
 
-func (s *service) Kernels(ctx context.Context) ([]gateway.Kernel, error) {
+func (s *service) Kernels(ctx context.Context) ([]center.Kernel, error) {
 	bundles, err := s.node.Kernels(ctx)
 	if err != nil {
 		return nil, err
 	}
-	list := make([]gateway.Kernel, len(bundles))
+	list := make([]center.Kernel, len(bundles))
 	for i, b := range bundles {
 		list[i] = kernelView(b)
 	}
 	return list, nil
 }
 
-func kernelView(b node.Kernel) gateway.Kernel {
-	return gateway.Kernel{
+func kernelView(b node.Kernel) center.Kernel {
+	return center.Kernel{
 		ID: b.Bundle.ID, KernelVersion: b.Bundle.KernelVersion, AgentVersion: b.Bundle.AgentVersion, Bytes: b.Bundle.Size(),
 		Default: b.Default, InUseBy: b.InUseBy, CreatedAt: b.Bundle.InstalledAt,
 	}
 }
 
-func (s *service) InstallKernel(ctx context.Context, src gateway.KernelSource, progress func(step string, done, total int64)) (*gateway.Kernel, error) {
+func (s *service) InstallKernel(ctx context.Context, src center.KernelSource, progress func(step string, done, total int64)) (*center.Kernel, error) {
 	init, err := initbin.Load(s.init)
 	if err != nil {
 		return nil, err
@@ -59,7 +59,7 @@ func (s *service) RemoveKernel(ctx context.Context, id string) error {
 	return s.node.RemoveKernel(ctx, id)
 }
 
-func (s *service) Info(ctx context.Context) (*gateway.Info, error) {
+func (s *service) Info(ctx context.Context) (*center.Info, error) {
 	u, err := s.node.Load()
 	if err != nil {
 		return nil, err
@@ -68,7 +68,7 @@ func (s *service) Info(ctx context.Context) (*gateway.Info, error) {
 	if err != nil {
 		return nil, err
 	}
-	return &gateway.Info{
+	return &center.Info{
 		Version: s.version, NodeID: s.node.ID(), DataDir: s.dataDir, Engine: e.Engine, EngineVersion: e.Version, Accel: e.Accel,
 		AccelReason: e.AccelReason, Running: u.Machines, MemoryMiB: u.MemoryMiB, MemoryInUse: u.PromisedMiB,
 		DiskFreeBytes: u.DiskFreeBytes, PoolReady: u.PoolReady,

@@ -6,6 +6,7 @@ import (
 
 	"github.com/sporevm/spore"
 	"github.com/sporevm/spore/api"
+	"github.com/sporevm/spore/internal/center"
 )
 
 // each converts a list; the wire knows empty lists but no null.
@@ -31,13 +32,13 @@ func dict(m map[string]string) map[string]string {
 	return m
 }
 
-func buildRequest(b *api.BuildRequest) BuildRequest {
-	return BuildRequest{
+func buildRequest(b *api.BuildRequest) center.BuildRequest {
+	return center.BuildRequest{
 		Name:      b.Name,
 		Image:     b.Image,
 		Insecure:  b.Insecure,
 		Resources: spore.Resources{VCPUs: b.VCPUs, MemoryMiB: b.MemoryMiB, DiskMiB: b.DiskMiB},
-		Process: ProcessOverride{
+		Process: center.ProcessOverride{
 			Entrypoint: b.Process.Entrypoint, Cmd: b.Process.Cmd, Env: b.Process.Env, User: b.Process.User, WorkDir: b.Process.WorkDir,
 		},
 		Readiness: spore.Readiness{
@@ -80,7 +81,7 @@ func lineage(t *spore.Template) api.LineageEntry {
 	}
 }
 
-func deletion(d *Deletion) api.Deletion {
+func deletion(d *center.Deletion) api.Deletion {
 	return api.Deletion{ID: d.ID, DryRun: d.DryRun, HeldBy: list(d.HeldBy), FreesBytes: d.FreesBytes, RetainBytes: d.RetainBytes}
 }
 
@@ -124,14 +125,14 @@ func logLine(l spore.LogLine) api.LogLine {
 	return api.LogLine{Seq: l.Seq, Time: l.Time.UTC(), Level: l.Level, Message: l.Message}
 }
 
-func kernel(k *Kernel) api.Kernel {
+func kernel(k *center.Kernel) api.Kernel {
 	return api.Kernel{
 		ID: k.ID, KernelVersion: k.KernelVersion, AgentVersion: k.AgentVersion, Bytes: k.Bytes, Default: k.Default, InUseBy: k.InUseBy,
 		CreatedAt: k.CreatedAt.UTC(),
 	}
 }
 
-func checkReport(r *CheckReport) api.CheckReport {
+func checkReport(r *spore.CheckReport) api.CheckReport {
 	out := api.CheckReport{Full: r.Full, Objects: r.Objects, Bytes: r.Bytes, Problems: make([]api.CheckProblem, 0, len(r.Problems))}
 	for _, p := range r.Problems {
 		out.Problems = append(out.Problems, api.CheckProblem{Object: p.Object, Kind: p.Kind, Detail: p.Detail, Hint: p.Hint})
@@ -139,7 +140,7 @@ func checkReport(r *CheckReport) api.CheckReport {
 	return out
 }
 
-func garbageReport(g *GarbageReport) api.GarbageReport {
+func garbageReport(g *spore.GarbageReport) api.GarbageReport {
 	out := api.GarbageReport{DryRun: g.DryRun, Bytes: g.Bytes, Items: make([]api.GarbageItem, 0, len(g.Items))}
 	for _, i := range g.Items {
 		out.Items = append(out.Items, api.GarbageItem{ID: i.ID, Kind: i.Kind, Bytes: i.Bytes, Reason: i.Reason})
@@ -147,14 +148,14 @@ func garbageReport(g *GarbageReport) api.GarbageReport {
 	return out
 }
 
-func explanation(e *Explanation) api.Explanation {
+func explanation(e *center.Explanation) api.Explanation {
 	return api.Explanation{
 		ID: e.ID, Kind: e.Kind, State: e.State, StandsOn: list(e.StandsOn), HeldBy: list(e.HeldBy), ExclusiveBytes: e.ExclusiveBytes,
 		SharedBytes: e.SharedBytes, ReclaimableBytes: e.ReclaimableBytes, Notes: list(e.Notes),
 	}
 }
 
-func info(i *Info) api.Info {
+func info(i *center.Info) api.Info {
 	return api.Info{
 		Version: i.Version, NodeID: i.NodeID, DataDir: i.DataDir, Engine: i.Engine, EngineVersion: i.EngineVersion, Accel: i.Accel,
 		AccelReason: i.AccelReason, Running: i.Running, MemoryMiB: i.MemoryMiB, MemoryInUseMiB: i.MemoryInUse,

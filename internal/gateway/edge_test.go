@@ -17,6 +17,7 @@ import (
 
 	"github.com/sporevm/spore"
 	"github.com/sporevm/spore/api"
+	"github.com/sporevm/spore/internal/center"
 	"github.com/sporevm/spore/internal/gateway"
 )
 
@@ -131,7 +132,7 @@ func TestBegunIsFinished(t *testing.T) {
 	}
 	close(gone)
 	e.Close() // waits for the handler
-	found, _, err := e.svc.Sandboxes(t.Context(), gateway.SandboxQuery{Limit: 10})
+	found, _, err := e.svc.Sandboxes(t.Context(), center.SandboxQuery{Limit: 10})
 	if err != nil || len(found) != 1 {
 		t.Errorf("sandboxes: %v, %v", found, err)
 	}

@@ -7,6 +7,7 @@ import (
 
 	"github.com/sporevm/spore"
 	"github.com/sporevm/spore/api"
+	"github.com/sporevm/spore/internal/center"
 )
 
 const (
@@ -31,7 +32,7 @@ func (n *native) ListJobs(ctx context.Context, r api.ListJobsRequestObject) (api
 	if err != nil {
 		return nil, err
 	}
-	found, next, err := n.svc.Jobs(ctx, JobQuery{
+	found, next, err := n.svc.Jobs(ctx, center.JobQuery{
 		Statuses: p.Status, Operation: p.Operation, Resource: p.Resource, Sandbox: p.Sandbox, Limit: limit, PageToken: p.PageToken,
 	})
 	if err != nil {

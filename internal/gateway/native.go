@@ -9,6 +9,7 @@ import (
 
 	"github.com/sporevm/spore"
 	"github.com/sporevm/spore/api"
+	"github.com/sporevm/spore/internal/center"
 )
 
 // native serves the native API. Its methods are spread over the files named for their nouns.
@@ -98,15 +99,15 @@ func (n *native) lifetime(seconds int64, onEnd spore.EndAction) (time.Duration, 
 
 var keyForm = regexp.MustCompile(`^[!-~]{1,255}$`)
 
-func (n *native) idempotency(ctx context.Context, key string) (Idempotency, error) {
+func (n *native) idempotency(ctx context.Context, key string) (center.Idempotency, error) {
 	if key == "" {
-		return Idempotency{}, nil
+		return center.Idempotency{}, nil
 	}
 	if !keyForm.MatchString(key) {
-		return Idempotency{}, spore.Invalidf("Idempotency-Key", "is not 1 to 255 visible ASCII characters")
+		return center.Idempotency{}, spore.Invalidf("Idempotency-Key", "is not 1 to 255 visible ASCII characters")
 	}
 	digest, _ := ctx.Value(keyDigest).(string)
-	return Idempotency{Caller: "owner", Key: key, Digest: digest}, nil
+	return center.Idempotency{Caller: "owner", Key: key, Digest: digest}, nil
 }
 
 // untilClosing is ctx that also ends when the server shuts down.

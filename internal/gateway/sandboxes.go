@@ -7,6 +7,7 @@ import (
 
 	"github.com/sporevm/spore"
 	"github.com/sporevm/spore/api"
+	"github.com/sporevm/spore/internal/center"
 )
 
 const (
@@ -24,7 +25,7 @@ func (n *native) CreateSandbox(ctx context.Context, r api.CreateSandboxRequestOb
 	if err != nil {
 		return nil, err
 	}
-	s, err := n.svc.CreateSandbox(ctx, key, CreateRequest{
+	s, err := n.svc.CreateSandbox(ctx, key, center.CreateRequest{
 		Template: r.Body.Template, TTL: life, OnEnd: r.Body.OnEnd, Env: r.Body.Env, Labels: r.Body.Labels,
 	})
 	if err != nil {
@@ -38,7 +39,7 @@ func (n *native) ListSandboxes(ctx context.Context, r api.ListSandboxesRequestOb
 	if err := oneOf("state", spore.SandboxTransitions, p.State...); err != nil {
 		return nil, err
 	}
-	q := SandboxQuery{States: p.State, Template: p.Template, All: p.All, PageToken: p.PageToken}
+	q := center.SandboxQuery{States: p.State, Template: p.Template, All: p.All, PageToken: p.PageToken}
 	var err error
 	if q.Limit, err = pageLimit(p.Limit); err != nil {
 		return nil, err
@@ -141,7 +142,7 @@ func (n *native) Fork(ctx context.Context, r api.ForkRequestObject) (api.ForkRes
 	if err != nil {
 		return nil, err
 	}
-	forks, err := n.svc.Fork(ctx, key, r.Body.Source, ForkRequest{
+	forks, err := n.svc.Fork(ctx, key, r.Body.Source, center.ForkRequest{
 		Count: count, TTL: life, OnEnd: r.Body.OnEnd, Env: r.Body.Env, Labels: r.Body.Labels,
 	})
 	if err != nil {

@@ -5,6 +5,7 @@ import (
 
 	"github.com/sporevm/spore"
 	"github.com/sporevm/spore/api"
+	"github.com/sporevm/spore/internal/center"
 )
 
 var templateKinds = map[spore.TemplateKind]bool{spore.KindTemplate: true, spore.KindSnapshot: true}
@@ -26,7 +27,7 @@ func (n *native) CommitSandbox(ctx context.Context, r api.CommitSandboxRequestOb
 	if err != nil {
 		return nil, err
 	}
-	t, j, err := n.svc.CommitSandbox(ctx, key, r.ID, CommitRequest{Name: r.Body.Name, Labels: r.Body.Labels})
+	t, j, err := n.svc.CommitSandbox(ctx, key, r.ID, center.CommitRequest{Name: r.Body.Name, Labels: r.Body.Labels})
 	if err != nil {
 		return nil, err
 	}
@@ -38,7 +39,7 @@ func (n *native) ListTemplates(ctx context.Context, r api.ListTemplatesRequestOb
 	if err := oneOf("kind", templateKinds, p.Kind); err != nil {
 		return nil, err
 	}
-	found, next, err := n.templates(ctx, TemplateQuery{
+	found, next, err := n.templates(ctx, center.TemplateQuery{
 		Kind: p.Kind, Status: p.Status, Name: p.Name, OriginSandbox: p.OriginSandbox, All: p.All, Limit: p.Limit, PageToken: p.PageToken,
 	}, p.Label)
 	if err != nil {
@@ -47,7 +48,7 @@ func (n *native) ListTemplates(ctx context.Context, r api.ListTemplatesRequestOb
 	return api.ListTemplates200JSONResponse{Templates: each(found, template), NextPageToken: next}, nil
 }
 
-func (n *native) templates(ctx context.Context, q TemplateQuery, labels []string) (_ []*spore.Template, next string, err error) {
+func (n *native) templates(ctx context.Context, q center.TemplateQuery, labels []string) (_ []*spore.Template, next string, err error) {
 	if err := oneOf("status", spore.TemplateTransitions, q.Status); err != nil {
 		return nil, "", err
 	}
@@ -78,7 +79,7 @@ func (n *native) DeleteTemplate(ctx context.Context, r api.DeleteTemplateRequest
 
 func (n *native) ListSnapshots(ctx context.Context, r api.ListSnapshotsRequestObject) (api.ListSnapshotsResponseObject, error) {
 	p := r.Params
-	found, next, err := n.templates(ctx, TemplateQuery{
+	found, next, err := n.templates(ctx, center.TemplateQuery{
 		Kind: spore.KindSnapshot, Status: p.Status, Name: p.Name, OriginSandbox: p.OriginSandbox, All: p.All, Limit: p.Limit, PageToken: p.PageToken,
 	}, p.Label)
 	if err != nil {
@@ -121,7 +122,7 @@ func (n *native) DeleteSnapshot(ctx context.Context, r api.DeleteSnapshotRequest
 }
 
 func (n *native) ListLineage(ctx context.Context, r api.ListLineageRequestObject) (api.ListLineageResponseObject, error) {
-	found, next, err := n.templates(ctx, TemplateQuery{All: true, Limit: r.Params.Limit, PageToken: r.Params.PageToken}, nil)
+	found, next, err := n.templates(ctx, center.TemplateQuery{All: true, Limit: r.Params.Limit, PageToken: r.Params.PageToken}, nil)
 	if err != nil {
 		return nil, err
 	}
@@ -133,9 +134,9 @@ func (n *native) CreateSnapshot(ctx context.Context, r api.CreateSnapshotRequest
 	if err != nil {
 		return nil, err
 	}
-	var req SnapshotRequest
+	var req center.SnapshotRequest
 	if r.Body != nil {
-		req = SnapshotRequest{Name: r.Body.Name, Labels: r.Body.Labels}
+		req = center.SnapshotRequest{Name: r.Body.Name, Labels: r.Body.Labels}
 	}
 	t, err := n.svc.CreateSnapshot(ctx, key, r.ID, req)
 	if err != nil {

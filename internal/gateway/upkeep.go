@@ -7,6 +7,7 @@ import (
 
 	"github.com/sporevm/spore"
 	"github.com/sporevm/spore/api"
+	"github.com/sporevm/spore/internal/center"
 )
 
 func (n *native) ListKernels(ctx context.Context, _ api.ListKernelsRequestObject) (api.ListKernelsResponseObject, error) {
@@ -22,9 +23,9 @@ func (n *native) ListKernels(ctx context.Context, _ api.ListKernelsRequestObject
 }
 
 func (n *native) InstallKernel(ctx context.Context, r api.InstallKernelRequestObject) (api.InstallKernelResponseObject, error) {
-	var src KernelSource
+	var src center.KernelSource
 	if r.Body != nil {
-		src = KernelSource{Package: r.Body.Package, Kernel: r.Body.Kernel, Modules: r.Body.Modules}
+		src = center.KernelSource{Package: r.Body.Package, Kernel: r.Body.Kernel, Modules: r.Body.Modules}
 	}
 	switch {
 	case src.Package != "" && (src.Kernel != "" || src.Modules != ""):

@@ -7,7 +7,7 @@ import (
 	"time"
 
 	"github.com/sporevm/spore"
-	"github.com/sporevm/spore/internal/gateway"
+	"github.com/sporevm/spore/internal/center"
 )
 
 func (s *Service) template(ref string) (*spore.Template, error) {
@@ -68,7 +68,7 @@ func (s *Service) AddTemplate(name string) *spore.Template {
 	return t
 }
 
-func (s *Service) BuildTemplate(_ context.Context, key gateway.Idempotency, req gateway.BuildRequest) (*spore.Template, *spore.Job, error) {
+func (s *Service) BuildTemplate(_ context.Context, key center.Idempotency, req center.BuildRequest) (*spore.Template, *spore.Job, error) {
 	if err := s.enter("BuildTemplate"); err != nil {
 		return nil, nil, err
 	}
@@ -108,7 +108,7 @@ func (s *Service) BuildTemplate(_ context.Context, key gateway.Idempotency, req 
 	return t, j, err
 }
 
-func (s *Service) CommitSandbox(_ context.Context, key gateway.Idempotency, id string, req gateway.CommitRequest) (*spore.Template, *spore.Job, error) {
+func (s *Service) CommitSandbox(_ context.Context, key center.Idempotency, id string, req center.CommitRequest) (*spore.Template, *spore.Job, error) {
 	if err := s.enter("CommitSandbox"); err != nil {
 		return nil, nil, err
 	}
@@ -132,7 +132,7 @@ func (s *Service) Template(_ context.Context, ref string) (*spore.Template, erro
 	return clone(t), nil
 }
 
-func (s *Service) Templates(_ context.Context, q gateway.TemplateQuery) ([]*spore.Template, string, error) {
+func (s *Service) Templates(_ context.Context, q center.TemplateQuery) ([]*spore.Template, string, error) {
 	if err := s.enter("Templates"); err != nil {
 		return nil, "", err
 	}
@@ -149,7 +149,7 @@ func (s *Service) Templates(_ context.Context, q gateway.TemplateQuery) ([]*spor
 	return page(found, q.Limit, q.PageToken)
 }
 
-func (s *Service) DeleteTemplate(_ context.Context, ref string, dryRun bool) (*gateway.Deletion, error) {
+func (s *Service) DeleteTemplate(_ context.Context, ref string, dryRun bool) (*center.Deletion, error) {
 	if err := s.enter("DeleteTemplate"); err != nil {
 		return nil, err
 	}
@@ -158,7 +158,7 @@ func (s *Service) DeleteTemplate(_ context.Context, ref string, dryRun bool) (*g
 	if err != nil {
 		return nil, err
 	}
-	d := &gateway.Deletion{ID: t.ID, DryRun: dryRun, FreesBytes: t.MemoryBytes + t.DiskBytes}
+	d := &center.Deletion{ID: t.ID, DryRun: dryRun, FreesBytes: t.MemoryBytes + t.DiskBytes}
 	for _, b := range s.sandboxes {
 		if b.TemplateID == t.ID && b.State != spore.SandboxKilled {
 			d.HeldBy = append(d.HeldBy, b.ID)
@@ -173,7 +173,7 @@ func (s *Service) DeleteTemplate(_ context.Context, ref string, dryRun bool) (*g
 	return d, nil
 }
 
-func (s *Service) CreateSandbox(ctx context.Context, key gateway.Idempotency, req gateway.CreateRequest) (*spore.Sandbox, error) {
+func (s *Service) CreateSandbox(ctx context.Context, key center.Idempotency, req center.CreateRequest) (*spore.Sandbox, error) {
 	if s.Wait != nil {
 		s.Wait(ctx)
 	}
@@ -247,7 +247,7 @@ func (s *Service) Sandbox(_ context.Context, id string) (*spore.Sandbox, error) 
 	return s.sandbox(id)
 }
 
-func (s *Service) Sandboxes(_ context.Context, q gateway.SandboxQuery) ([]*spore.Sandbox, string, error) {
+func (s *Service) Sandboxes(_ context.Context, q center.SandboxQuery) ([]*spore.Sandbox, string, error) {
 	if err := s.enter("Sandboxes"); err != nil {
 		return nil, "", err
 	}

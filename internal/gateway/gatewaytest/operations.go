@@ -7,7 +7,7 @@ import (
 	"time"
 
 	"github.com/sporevm/spore"
-	"github.com/sporevm/spore/internal/gateway"
+	"github.com/sporevm/spore/internal/center"
 )
 
 func (s *Service) KillSandbox(_ context.Context, id string) error {
@@ -92,7 +92,7 @@ func (s *Service) SandboxLogs(_ context.Context, id string, console bool, limit 
 	return out[max(0, len(out)-limit):], nil
 }
 
-func (s *Service) CreateSnapshot(_ context.Context, key gateway.Idempotency, id string, req gateway.SnapshotRequest) (*spore.Template, error) {
+func (s *Service) CreateSnapshot(_ context.Context, key center.Idempotency, id string, req center.SnapshotRequest) (*spore.Template, error) {
 	if err := s.enter("CreateSnapshot"); err != nil {
 		return nil, err
 	}
@@ -116,7 +116,7 @@ func (s *Service) CreateSnapshot(_ context.Context, key gateway.Idempotency, id 
 	return t, nil
 }
 
-func (s *Service) Rollback(_ context.Context, _ gateway.Idempotency, id, ref string) (*spore.Sandbox, error) {
+func (s *Service) Rollback(_ context.Context, _ center.Idempotency, id, ref string) (*spore.Sandbox, error) {
 	return s.change("Rollback", id, func(b *spore.Sandbox) error {
 		t, err := s.template(ref)
 		if err != nil {
@@ -128,7 +128,7 @@ func (s *Service) Rollback(_ context.Context, _ gateway.Idempotency, id, ref str
 	})
 }
 
-func (s *Service) Fork(_ context.Context, _ gateway.Idempotency, ref string, req gateway.ForkRequest) ([]gateway.ForkResult, error) {
+func (s *Service) Fork(_ context.Context, _ center.Idempotency, ref string, req center.ForkRequest) ([]center.ForkResult, error) {
 	if err := s.enter("Fork"); err != nil {
 		return nil, err
 	}
@@ -141,15 +141,15 @@ func (s *Service) Fork(_ context.Context, _ gateway.Idempotency, ref string, req
 	} else {
 		return nil, spore.Errorf(spore.CodeNotFound, "there is no sandbox or snapshot %q", ref)
 	}
-	var out []gateway.ForkResult
+	var out []center.ForkResult
 	for i := range req.Count {
 		if s.Fail != nil {
 			if err := s.Fail(fmt.Sprintf("Fork/%d", i)); err != nil {
-				out = append(out, gateway.ForkResult{Err: spore.AsError(err)})
+				out = append(out, center.ForkResult{Err: spore.AsError(err)})
 				continue
 			}
 		}
-		out = append(out, gateway.ForkResult{Sandbox: clone(s.addSandbox(from, req.TTL, req.OnEnd, req.Env, req.Labels))})
+		out = append(out, center.ForkResult{Sandbox: clone(s.addSandbox(from, req.TTL, req.OnEnd, req.Env, req.Labels))})
 	}
 	return out, nil
 }
@@ -214,7 +214,7 @@ func (s *Service) Job(_ context.Context, id string) (*spore.Job, error) {
 	return s.job(id)
 }
 
-func (s *Service) Jobs(_ context.Context, q gateway.JobQuery) ([]*spore.Job, string, error) {
+func (s *Service) Jobs(_ context.Context, q center.JobQuery) ([]*spore.Job, string, error) {
 	if err := s.enter("Jobs"); err != nil {
 		return nil, "", err
 	}
@@ -294,7 +294,7 @@ func (s *Service) WatchJob(ctx context.Context, id string, after int64, fn func(
 	}
 }
 
-func (s *Service) Kernels(context.Context) ([]gateway.Kernel, error) {
+func (s *Service) Kernels(context.Context) ([]center.Kernel, error) {
 	if err := s.enter("Kernels"); err != nil {
 		return nil, err
 	}
@@ -302,7 +302,7 @@ func (s *Service) Kernels(context.Context) ([]gateway.Kernel, error) {
 	return slices.Clone(s.kernels), nil
 }
 
-func (s *Service) InstallKernel(_ context.Context, _ gateway.KernelSource, progress func(string, int64, int64)) (*gateway.Kernel, error) {
+func (s *Service) InstallKernel(_ context.Context, _ center.KernelSource, progress func(string, int64, int64)) (*center.Kernel, error) {
 	if err := s.enter("InstallKernel"); err != nil {
 		return nil, err
 	}
@@ -315,7 +315,7 @@ func (s *Service) InstallKernel(_ context.Context, _ gateway.KernelSource, progr
 		}
 	}
 	progress("unpack", 1, 1)
-	k := gateway.Kernel{ID: s.id(spore.KernelPrefix, 24), KernelVersion: "6.1.0-33-cloud-amd64", AgentVersion: "0.1.0", Bytes: 21 << 20, CreatedAt: Start}
+	k := center.Kernel{ID: s.id(spore.KernelPrefix, 24), KernelVersion: "6.1.0-33-cloud-amd64", AgentVersion: "0.1.0", Bytes: 21 << 20, CreatedAt: Start}
 	s.kernels = append(s.kernels, k)
 	return &k, nil
 }
@@ -334,29 +334,29 @@ func (s *Service) RemoveKernel(_ context.Context, id string) error {
 	return spore.Errorf(spore.CodeNotFound, "there is no kernel %q", id)
 }
 
-func (s *Service) Check(_ context.Context, full bool, progress func(string, int64, int64)) (*gateway.CheckReport, error) {
+func (s *Service) Check(_ context.Context, full bool, progress func(string, int64, int64)) (*spore.CheckReport, error) {
 	if err := s.enter("Check"); err != nil {
 		return nil, err
 	}
 	defer s.mu.Unlock()
 	progress("layers", 1, 2)
 	progress("layers", 2, 2)
-	r := &gateway.CheckReport{Full: full, Objects: 2, Bytes: 4096}
+	r := &spore.CheckReport{Full: full, Objects: 2, Bytes: 4096}
 	if s.Fail != nil && s.Fail("Check/problem") != nil {
-		r.Problems = []gateway.CheckProblem{{Object: "rfs-000000000000000000000001", Kind: "damaged", Detail: "frame 12 does not match its checksum", Hint: "build the template again"}}
+		r.Problems = []spore.CheckProblem{{Object: "rfs-000000000000000000000001", Kind: "damaged", Detail: "frame 12 does not match its checksum", Hint: "build the template again"}}
 	}
 	return r, nil
 }
 
-func (s *Service) CollectGarbage(_ context.Context, dryRun bool) (*gateway.GarbageReport, error) {
+func (s *Service) CollectGarbage(_ context.Context, dryRun bool) (*spore.GarbageReport, error) {
 	if err := s.enter("CollectGarbage"); err != nil {
 		return nil, err
 	}
 	defer s.mu.Unlock()
-	return &gateway.GarbageReport{DryRun: dryRun, Bytes: 1 << 20, Items: []gateway.GarbageItem{{ID: "rfs-000000000000000000000009", Kind: "artifact", Bytes: 1 << 20, Reason: "no template uses it"}}}, nil
+	return &spore.GarbageReport{DryRun: dryRun, Bytes: 1 << 20, Items: []spore.GarbageItem{{ID: "rfs-000000000000000000000009", Kind: "artifact", Bytes: 1 << 20, Reason: "no template uses it"}}}, nil
 }
 
-func (s *Service) Explain(_ context.Context, id string) (*gateway.Explanation, error) {
+func (s *Service) Explain(_ context.Context, id string) (*center.Explanation, error) {
 	if err := s.enter("Explain"); err != nil {
 		return nil, err
 	}
@@ -365,13 +365,13 @@ func (s *Service) Explain(_ context.Context, id string) (*gateway.Explanation, e
 	if err != nil {
 		return nil, err
 	}
-	return &gateway.Explanation{ID: t.ID, Kind: string(t.Kind), State: string(t.Status), StandsOn: []string{t.ArtifactID}, ExclusiveBytes: 25 << 20, SharedBytes: 70 << 20, ReclaimableBytes: 25 << 20}, nil
+	return &center.Explanation{ID: t.ID, Kind: string(t.Kind), State: string(t.Status), StandsOn: []string{t.ArtifactID}, ExclusiveBytes: 25 << 20, SharedBytes: 70 << 20, ReclaimableBytes: 25 << 20}, nil
 }
 
-func (s *Service) Info(context.Context) (*gateway.Info, error) {
+func (s *Service) Info(context.Context) (*center.Info, error) {
 	if err := s.enter("Info"); err != nil {
 		return nil, err
 	}
 	defer s.mu.Unlock()
-	return &gateway.Info{Version: "0.1.0", NodeID: "local", DataDir: "/var/lib/spore", Engine: "qemu", EngineVersion: "7.2.22", Accel: "tcg", AccelReason: "no KVM here", Running: len(s.sandboxes), MemoryMiB: 16384, MemoryInUse: 512, DiskFreeBytes: 1 << 37}, nil
+	return &center.Info{Version: "0.1.0", NodeID: "local", DataDir: "/var/lib/spore", Engine: "qemu", EngineVersion: "7.2.22", Accel: "tcg", AccelReason: "no KVM here", Running: len(s.sandboxes), MemoryMiB: 16384, MemoryInUse: 512, DiskFreeBytes: 1 << 37}, nil
 }

@@ -11,6 +11,7 @@ import (
 	"time"
 
 	"github.com/sporevm/spore"
+	"github.com/sporevm/spore/internal/center"
 	"github.com/sporevm/spore/internal/gateway"
 )
 
@@ -35,7 +36,7 @@ type Service struct {
 	sandboxes []*spore.Sandbox
 	jobs      []*spore.Job
 	logs      map[string][]spore.LogLine
-	kernels   []gateway.Kernel
+	kernels   []center.Kernel
 	keys      map[string]keyed
 	calls     []string
 }
@@ -51,7 +52,7 @@ var _ gateway.Service = (*Service)(nil)
 func New() *Service {
 	return &Service{
 		changed: make(chan struct{}), logs: map[string][]spore.LogLine{}, keys: map[string]keyed{},
-		kernels: []gateway.Kernel{{ID: "krn-000000000000000000000001", KernelVersion: "6.1.0-32-cloud-amd64", AgentVersion: "0.1.0", Bytes: 20 << 20, Default: true, CreatedAt: Start}},
+		kernels: []center.Kernel{{ID: "krn-000000000000000000000001", KernelVersion: "6.1.0-32-cloud-amd64", AgentVersion: "0.1.0", Bytes: 20 << 20, Default: true, CreatedAt: Start}},
 	}
 }
 
@@ -87,7 +88,7 @@ func (s *Service) notify() {
 }
 
 // once answers what an earlier request with the same key made; the lock is held.
-func (s *Service) once(key gateway.Idempotency) (string, error) {
+func (s *Service) once(key center.Idempotency) (string, error) {
 	if key.Key == "" {
 		return "", nil
 	}
@@ -101,7 +102,7 @@ func (s *Service) once(key gateway.Idempotency) (string, error) {
 	return old.id, nil
 }
 
-func (s *Service) keep(key gateway.Idempotency, id string) {
+func (s *Service) keep(key center.Idempotency, id string) {
 	if key.Key != "" {
 		s.keys[key.Key] = keyed{key.Digest, id}
 	}
