@@ -470,6 +470,6 @@ func TestDataDirectory(t *testing.T) {
 	}
 
 	public := cfg
-	public.Listen = "0.0.0.0:0"
+	public.DataDir, public.Listen = dataDir(t), "0.0.0.0:0"
 	wantCode(t, daemon.Serve(ctx, public), spore.CodeInvalid, "token")
 }

@@ -1,18 +1,24 @@
 package daemon
 
 import (
+	"context"
 	"encoding/json"
 	"net"
 	"net/http"
 	"sync"
 
+	"connectrpc.com/connect"
+
+	"github.com/sporevm/spore/api/process"
+	"github.com/sporevm/spore/api/process/processconnect"
 	"github.com/sporevm/spore/internal/agent"
 	"github.com/sporevm/spore/internal/guest/link"
 	"github.com/sporevm/spore/internal/vmm"
 	"github.com/sporevm/spore/internal/vmm/sim"
 )
 
-// simGuest plays the agent of simulated VMs: enough of it to be booted, greeted and frozen. It runs no commands.
+// simGuest plays the agent of simulated VMs: enough of it to be booted, greeted and frozen. Every command that it is
+// given ends at once, and well.
 type simGuest struct {
 	mu      sync.Mutex
 	waiting map[string]map[string]*waitingPort // by VM directory and port
@@ -78,7 +84,25 @@ func simAgent() http.Handler {
 	mux.HandleFunc("POST /quiesce", answer(struct{}{}))
 	mux.HandleFunc("GET /health", func(w http.ResponseWriter, _ *http.Request) { w.WriteHeader(http.StatusNoContent) })
 	mux.HandleFunc("GET /logs", func(http.ResponseWriter, *http.Request) {})
+	mux.Handle(processconnect.NewProcessHandler(simProcesses{}))
 	return mux
+}
+
+// simProcesses is the process service of a guest that runs nothing.
+type simProcesses struct {
+	processconnect.UnimplementedProcessHandler
+}
+
+func (simProcesses) Start(_ context.Context, _ *connect.Request[process.StartRequest], out *connect.ServerStream[process.StartResponse]) error {
+	for _, e := range []*process.ProcessEvent{
+		{Event: &process.ProcessEvent_Start{Start: &process.ProcessEvent_StartEvent{Pid: 1}}},
+		{Event: &process.ProcessEvent_End{End: &process.ProcessEvent_EndEvent{Exited: true, Status: "exit status 0"}}},
+	} {
+		if err := out.Send(&process.StartResponse{Event: e}); err != nil {
+			return err
+		}
+	}
+	return nil
 }
 
 // streams is a listener whose connections are handed to it.
