@@ -154,7 +154,7 @@ func loadCargo(t *testing.T, repo string, probe *kernel.Bundle) string {
 		}
 	}
 	disk := filepath.Join(t.TempDir(), "cargo.disk")
-	mkdisk(t, disk, 4<<30, c.dir)
+	mkdisk(t, disk, 16<<30, c.dir) // sparse; Spore wants room for what its sandboxes may write
 	return disk
 }
 

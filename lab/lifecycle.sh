@@ -11,7 +11,7 @@ vmlinuz=${VMLINUZ:-/cargo/vmlinuz}
 modules=${MODULES:-/lib/modules/$(uname -r)}
 accel=${ACCEL:-kvm}
 
-data=$(mktemp -d /var/tmp/spore-lifecycle.XXXXXX)
+data=$(mktemp -d -p "${TMPDIR:-/var/tmp}" spore-lifecycle.XXXXXX)
 out=$data.out
 log=$data.log
 export SPORE_DATA=$data
@@ -62,12 +62,7 @@ says() {
 
 # hypervisors prints the processes that live in the data directory.
 hypervisors() {
-  local pid
-  for pid in /proc/[0-9]*; do
-    case $(readlink "$pid/root" 2>/dev/null)$(readlink "$pid/cwd" 2>/dev/null) in
-    *"$data"*) echo "${pid#/proc/}" ;;
-    esac
-  done
+  find /proc/[0-9]*/ -maxdepth 1 \( -name root -o -name cwd \) -lname "$data*" 2>/dev/null | cut -d/ -f3 | sort -un || true
 }
 
 "$spore" serve --listen 127.0.0.1:0 >"$log" 2>&1 </dev/null &

@@ -3,12 +3,15 @@
 mount -t proc proc /proc
 mount -t sysfs sysfs /sys
 echo 1 >/proc/sys/kernel/printk # a message of the kernel within a line would hide it
+ln -s /proc/self/fd /dev/fd
 mkdir -p /dev/pts /dev/shm
 mount -t devpts devpts /dev/pts
 mount -t tmpfs tmpfs /dev/shm
 mount -t tmpfs -o mode=1777 tmpfs /run
 busybox ip link set lo up
 modprobe kvm-amd || echo "lab: kvm-amd does not load"
+mkdir -m 1777 /cargo/tmp
+export TMPDIR=/cargo/tmp
 for step in /cargo/steps/*; do
   name=$(basename "$step")
   echo "LAB-STEP $name"
