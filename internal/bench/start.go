@@ -40,9 +40,10 @@ func measureHit(ctx context.Context, l *lab) ([]*Row, error) {
 	}
 	row := &Row{
 		Name: "hit", What: "create to first command, a VM kept ready", Goal: "at most 0.10 x the bare thaw",
-		Limit: 0.10, Unit: "x", Note: floorNote,
+		Limit: 0.10, Unit: "x", Note: floorNote + ". The command again, in a VM that is up and warm, is what no pool can save",
 	}
 	ours, bare := row.series("spore", milliseconds), row.series("bare thaw", milliseconds)
+	again := row.series("bare VM, the command again", milliseconds)
 	// What was not used for a while has no VMs ready: this use makes it worth it.
 	s, err := l.create(ctx, t.ID)
 	if err != nil {
@@ -64,7 +65,7 @@ func measureHit(ctx context.Context, l *lab) ([]*Row, error) {
 		if err := l.poolFull(ctx); err != nil {
 			return nil, err
 		}
-		if err := floor.thawTimed(ctx, bare); err != nil {
+		if err := floor.thawTwice(ctx, bare, again); err != nil {
 			return nil, err
 		}
 	}
