@@ -61,6 +61,10 @@ bench: build ## measure, beside the floors, into bench/results
 lab: build ## the engine and one lifecycle on a KVM that works (STEPS=kvm,engine,lifecycle)
 	go test -tags lab -count=1 -timeout 20m -v ./lab -steps='$(STEPS)'
 
+.PHONY: soak
+soak: testbed ## memory and disk agree after ROUNDS (200) rounds of snapshot, fork and rollback, on ext4 and XFS
+	SPORE_TEST_ROUNDS=$(or $(ROUNDS),200) go test -count=1 -timeout 90m -v -run TestMemoryAndDiskAgree ./internal/daemon
+
 .PHONY: fuzz
 fuzz: ## every fuzz target for FUZZTIME (5s)
 	@.ci/fuzz $(or $(FUZZTIME),5s)
