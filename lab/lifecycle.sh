@@ -17,6 +17,11 @@ log=$data.log
 export SPORE_DATA=$data
 server=
 
+# hypervisors prints the processes that live in the data directory.
+hypervisors() {
+  find /proc/[0-9]*/ -maxdepth 1 \( -name root -o -name cwd \) -lname "$data*" 2>/dev/null | cut -d/ -f3 | sort -un || true
+}
+
 finish() {
   status=$?
   trap - EXIT
@@ -27,6 +32,8 @@ finish() {
     echo "--- the server's log, last lines"
     tail -n 60 "$log" || true
   fi
+  # Sandboxes outlive the server on purpose; a life that was cut short leaves some.
+  hypervisors | xargs -r kill -KILL
   rm -rf "$data" "$out" "$log"
   exit "$status"
 }
@@ -58,11 +65,6 @@ says() {
   shift 2
   got=$("$spore" sandbox exec "$sandbox" -- "$@" 2>"$out" </dev/null) || { cat "$out"; fail "exec in $sandbox: $*"; }
   [ "$got" = "$want" ] || fail "exec in $sandbox: $*: got '$got', want '$want'"
-}
-
-# hypervisors prints the processes that live in the data directory.
-hypervisors() {
-  find /proc/[0-9]*/ -maxdepth 1 \( -name root -o -name cwd \) -lname "$data*" 2>/dev/null | cut -d/ -f3 | sort -un || true
 }
 
 "$spore" serve --listen 127.0.0.1:0 >"$log" 2>&1 </dev/null &
