@@ -3,6 +3,7 @@ package daemon
 import (
 	"context"
 
+	"github.com/sporevm/spore/internal/agent"
 	"github.com/sporevm/spore/internal/center"
 	"github.com/sporevm/spore/internal/gateway"
 	"github.com/sporevm/spore/internal/kernel"
@@ -46,7 +47,7 @@ func (s *service) InstallKernel(ctx context.Context, src center.KernelSource, pr
 		return nil, err
 	}
 	bundle, err := s.node.InstallKernel(ctx, kernel.Source{
-		Package: src.Package, Kernel: src.Kernel, Modules: src.Modules, Init: init,
+		Package: src.Package, Kernel: src.Kernel, Modules: src.Modules, Init: init, AgentVersion: agent.Version,
 	}, func(step string) { progress(step, 0, 0) })
 	if err != nil {
 		return nil, err

@@ -56,7 +56,7 @@ func Load(path string) ([]byte, error) {
 		}
 	}
 	return nil, spore.Errorf(spore.CodeNotFound, "this program was built without spore-init, and there is none beside it").WithCause(err).
-		WithHint("build with `make build`, or name the file with --init FILE")
+		WithHint("build with `make build`, or put spore-init beside the program")
 }
 
 func unpack(packed []byte) ([]byte, error) {

@@ -64,8 +64,12 @@ func (e *Engine) judge(ctx context.Context, hv *hypervisor, kernel, initrd strin
 		f.Close()
 	}
 	if kernel == "" {
+		if e.opts.Accel == AccelKVM { // the first VM to boot brings a kernel, and is refused if KVM does not run it
+			want.Accel = AccelKVM
+			return want, nil
+		}
 		want.Reason = "KVM has not been tried yet, for want of a kernel"
-		return e.accept(want)
+		return want, nil
 	}
 	want.Kernel = kernel
 	began := time.Now()
