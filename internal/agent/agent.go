@@ -3,6 +3,7 @@
 package agent
 
 import (
+	"math"
 	"net/http"
 
 	"connectrpc.com/connect"
@@ -52,8 +53,10 @@ func (a *Agent) Handler() http.Handler {
 	mux := http.NewServeMux()
 	// A request is one small message, or one write to a process; files travel outside the services.
 	limit := connect.WithReadMaxBytes(maxMessage)
-	mux.Handle(processconnect.NewProcessHandler(processService{a}, limit))
-	mux.Handle(filesystemconnect.NewFilesystemHandler(filesystemService{a}, limit))
+	// Answers go to the host's own memory: packing them would cost the guest far more than it could save.
+	plain := connect.WithCompressMinBytes(math.MaxInt)
+	mux.Handle(processconnect.NewProcessHandler(processService{a}, limit, plain))
+	mux.Handle(filesystemconnect.NewFilesystemHandler(filesystemService{a}, limit, plain))
 	mux.HandleFunc("GET /files", a.serveDownload)
 	mux.HandleFunc("POST /files", a.serveUpload)
 	mux.HandleFunc("GET /metrics", a.serveMetrics)

@@ -147,17 +147,23 @@ func commandError(cmd string, err error) error {
 	case errors.Is(err, fs.ErrNotExist), errors.Is(err, syscall.ENOTDIR):
 		return connect.NewError(connect.CodeNotFound, fmt.Errorf("%s: no such command in the sandbox", cmd))
 	case errors.Is(err, syscall.EISDIR):
-		return invalidf("%s is a directory, not a command", cmd)
+		return notRunnable("%s is a directory, not a command", cmd)
 	case errors.Is(err, fs.ErrPermission):
 		return connect.NewError(connect.CodePermissionDenied, fmt.Errorf("%s: not executable for this user", cmd))
 	case errors.Is(err, syscall.ENOEXEC):
-		return invalidf("%s is not a program for this machine", cmd)
+		return notRunnable("%s is not a program for this machine", cmd)
 	case errors.Is(err, syscall.E2BIG):
 		return invalidf("%s: arguments and environment are too long together", cmd)
 	case errors.Is(err, syscall.EAGAIN), errors.Is(err, syscall.ENOMEM):
 		return connect.NewError(connect.CodeResourceExhausted, fmt.Errorf("%s: %w", cmd, err))
 	}
 	return connect.NewError(connect.CodeInternal, fmt.Errorf("%s: %w", cmd, err))
+}
+
+// notRunnable is about a file that is there and that this user could not run either way. The wire has one code for all that
+// a shell would end with 126 for.
+func notRunnable(format string, args ...any) error {
+	return connect.NewError(connect.CodePermissionDenied, fmt.Errorf(format, args...))
 }
 
 func invalidf(format string, args ...any) error {

@@ -14,7 +14,7 @@ const (
 	terminal
 )
 
-// chunk is a piece of output. Its data is never changed after it has been published.
+// chunk is a piece of output. Its data does not change once a reader has it.
 type chunk struct {
 	from channel
 	data []byte
@@ -25,6 +25,8 @@ const (
 	hubLimit = 256 << 10
 	// laggardPatience is how long a reader may hold up others that have read everything.
 	laggardPatience = 5 * time.Second
+	// maxChunk bounds the pieces that output is gathered into while its readers are busy, in bytes.
+	maxChunk = 64 << 10
 )
 
 // hub hands the output of one process to any number of readers. While the only reader is slow the process is held back,
@@ -76,12 +78,12 @@ func (r *reader) leave() {
 	h.room.Broadcast()
 }
 
-// publish gives c to the readers, and waits while there is no room.
-func (h *hub) publish(c chunk) {
+// publish gives a copy of data to the readers, and waits while there is no room.
+func (h *hub) publish(from channel, data []byte) {
 	h.mu.Lock()
 	defer h.mu.Unlock()
 	var full time.Time
-	for len(h.readers) > 0 && h.size > 0 && h.size+len(c.data) > hubLimit {
+	for len(h.readers) > 0 && h.size > 0 && h.size+len(data) > hubLimit {
 		switch {
 		case !h.uneven():
 			full = time.Time{}
@@ -97,11 +99,30 @@ func (h *hub) publish(c chunk) {
 	if len(h.readers) == 0 {
 		return
 	}
-	h.chunks = append(h.chunks, c)
-	h.size += len(c.data)
+	if last := h.unread(from); last != nil && len(last.data)+len(data) <= maxChunk {
+		last.data = append(last.data, data...)
+	} else {
+		h.chunks = append(h.chunks, chunk{from, append([]byte(nil), data...)})
+	}
+	h.size += len(data)
 	for r := range h.readers {
 		r.poke()
 	}
+}
+
+// unread is the newest chunk, if it came from there too and no reader has it yet: each chunk costs its readers the same,
+// however small it is, and a program that writes a byte at a time would be held back by that.
+func (h *hub) unread(from channel) *chunk {
+	n := len(h.chunks)
+	if n == 0 || h.chunks[n-1].from != from {
+		return nil
+	}
+	for r := range h.readers {
+		if r.next == h.first+uint64(n) {
+			return nil
+		}
+	}
+	return &h.chunks[n-1]
 }
 
 // end marks the end of the output: readers get what is left, then the end.

@@ -54,7 +54,7 @@ func (r *Reaper) start(p prepared) (*Process, *reader, error) {
 	if err != nil {
 		s.closeParent()
 		if errors.Is(err, fs.ErrNotExist) { // the file itself has been seen
-			return nil, nil, invalidf("%s: the interpreter or dynamic loader that it names is not in the sandbox", p.cmd)
+			return nil, nil, notRunnable("%s: the interpreter or dynamic loader that it names is not in the sandbox", p.cmd)
 		}
 		return nil, nil, commandError(p.cmd, err)
 	}
@@ -286,7 +286,7 @@ func (p *Process) emit(from channel, data []byte) {
 	if p.sink != nil {
 		p.sink(data)
 	}
-	p.out.publish(chunk{from, append([]byte(nil), data...)})
+	p.out.publish(from, data)
 }
 
 // killAfter kills the process group when the process still runs after d.

@@ -3,7 +3,9 @@ package agent
 import (
 	"bytes"
 	"context"
+	"encoding/binary"
 	"fmt"
+	"io"
 	"net/http"
 	"os"
 	"strings"
@@ -131,6 +133,10 @@ func TestStartErrors(t *testing.T) {
 	if err := os.Chmod(script, 0o755); err != nil {
 		t.Fatal(err)
 	}
+	foreign := t.TempDir() + "/foreign"
+	if err := os.WriteFile(foreign, []byte("\x7fELF of another machine"), 0o755); err != nil {
+		t.Fatal(err)
+	}
 	cwd := "/no/such/dir"
 	for _, c := range []struct {
 		name   string
@@ -141,9 +147,10 @@ func TestStartErrors(t *testing.T) {
 		{"missing path", &process.ProcessConfig{Cmd: "/no/such/file"}, connect.CodeNotFound, "/no/such/file"},
 		{"missing name", &process.ProcessConfig{Cmd: "no-such-name"}, connect.CodeNotFound, "no-such-name"},
 		{"empty", &process.ProcessConfig{}, connect.CodeInvalidArgument, "no command"},
-		{"directory", &process.ProcessConfig{Cmd: "/tmp"}, connect.CodeInvalidArgument, "directory"},
+		{"directory", &process.ProcessConfig{Cmd: "/tmp"}, connect.CodePermissionDenied, "directory"},
 		{"not executable", &process.ProcessConfig{Cmd: script + ".txt"}, connect.CodePermissionDenied, "executable"},
-		{"interpreter", &process.ProcessConfig{Cmd: script}, connect.CodeInvalidArgument, "interpreter"},
+		{"foreign", &process.ProcessConfig{Cmd: foreign}, connect.CodePermissionDenied, "not a program"},
+		{"interpreter", &process.ProcessConfig{Cmd: script}, connect.CodePermissionDenied, "interpreter"},
 		{"cwd", &process.ProcessConfig{Cmd: "/bin/sh", Cwd: &cwd}, connect.CodeInvalidArgument, cwd},
 		{"zero byte", &process.ProcessConfig{Cmd: "/bin/sh", Args: []string{"a\x00b"}}, connect.CodeInvalidArgument, "zero"},
 		{"env", &process.ProcessConfig{Cmd: "/bin/sh", Envs: map[string]string{"A=B": "x"}}, connect.CodeInvalidArgument, "A=B"},
@@ -308,69 +315,48 @@ func TestStreamInput(t *testing.T) {
 	}
 }
 
-func TestSlowReaderDoesNotBlockOthers(t *testing.T) {
-	h := newHub()
-	h.patience = 10 * time.Millisecond
-	slow, quick := h.join(), h.join()
-	done := make(chan int)
-	go func() {
-		total := 0
-		for {
-			c, state := quick.read()
-			switch state {
-			case readChunk:
-				total += len(c.data)
-			case readNothing:
-				<-quick.wake
-			default:
-				done <- total
-				return
-			}
+func TestAnswersAreNotPacked(t *testing.T) {
+	b := newBed(t)
+	req, err := http.NewRequestWithContext(t.Context(), http.MethodPost, b.url+"/process.Process/List", strings.NewReader("{}"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	req.Header = http.Header{"Content-Type": {"application/json"}, "Accept-Encoding": {"gzip"}}
+	resp, err := http.DefaultClient.Do(req)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer resp.Body.Close()
+	if got := resp.Header.Get("Content-Encoding"); got != "" {
+		t.Errorf("an answer is packed as %s", got)
+	}
+	req, err = http.NewRequestWithContext(t.Context(), http.MethodPost, b.url+"/process.Process/Start", bytes.NewReader(envelope(`{"process":{"cmd":"/bin/true"}}`)))
+	if err != nil {
+		t.Fatal(err)
+	}
+	req.Header = http.Header{"Content-Type": {"application/connect+json"}, "Connect-Accept-Encoding": {"gzip"}}
+	if resp, err = http.DefaultClient.Do(req); err != nil {
+		t.Fatal(err)
+	}
+	defer resp.Body.Close()
+	const flagPacked = 1
+	for {
+		var head [5]byte
+		if _, err := io.ReadFull(resp.Body, head[:]); err == io.EOF {
+			return
+		} else if err != nil {
+			t.Fatal(err)
 		}
-	}()
-	const chunks = 100
-	for range chunks {
-		h.publish(chunk{stdout, make([]byte, readSize)})
-	}
-	h.end()
-	if got := <-done; got != chunks*readSize {
-		t.Fatalf("the quick reader got %d bytes", got)
-	}
-	if _, state := slow.read(); state != readCut {
-		t.Fatalf("the slow reader is in state %v", state)
-	}
-	if h.size > hubLimit+readSize {
-		t.Fatalf("%d bytes are held", h.size)
+		if head[0]&flagPacked != 0 {
+			t.Error("a message of a stream is packed")
+		}
+		if _, err := io.CopyN(io.Discard, resp.Body, int64(binary.BigEndian.Uint32(head[1:]))); err != nil {
+			t.Fatal(err)
+		}
 	}
 }
 
-func TestSlowReaderHoldsTheProcessBack(t *testing.T) {
-	h := newHub()
-	rd := h.join()
-	published := make(chan struct{})
-	go func() {
-		defer close(published)
-		for range 100 {
-			h.publish(chunk{stdout, make([]byte, readSize)})
-		}
-	}()
-	got := 0
-	for got < 100*readSize {
-		c, state := rd.read()
-		if state == readNothing {
-			<-rd.wake
-			continue
-		}
-		h.mu.Lock()
-		if h.size > hubLimit {
-			t.Errorf("%d bytes are held", h.size)
-		}
-		h.mu.Unlock()
-		got += len(c.data)
-	}
-	<-published
-	// A reader that leaves lets the process go on.
-	h.publish(chunk{stdout, make([]byte, hubLimit)})
-	time.AfterFunc(time.Millisecond, rd.leave)
-	h.publish(chunk{stdout, make([]byte, hubLimit)})
+// envelope frames a message as streams do.
+func envelope(message string) []byte {
+	return append(binary.BigEndian.AppendUint32([]byte{0}, uint32(len(message))), message...)
 }

@@ -46,6 +46,7 @@ func TestExec(t *testing.T) {
 		{0, "1 here\n", "", []string{"-e", "A=1", "-e", "FROM_HERE", box, "sh", "-c", "echo $A $FROM_HERE"}},
 		{127, "", "error: nonsense: no such command in the sandbox\n", []string{box, "nonsense"}},
 		{126, "", "error: " + plain + ": not executable for this user\n", []string{box, plain}},
+		{126, "", "error: " + dir + " is a directory, not a command\n", []string{box, dir}},
 		{125, "", "error: there is no sandbox \"s00\"\nhint: spore sandbox ls\n", []string{"s00", "true"}},
 		{125, "", "error: -t needs a terminal, and standard input is none\n", []string{"-it", box, "true"}},
 	} {

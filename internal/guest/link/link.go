@@ -30,9 +30,17 @@ var past = time.Unix(1, 0)
 // does not read any more.
 const closeTimeout = time.Minute
 
+// How much each end takes in of a stream that nobody reads, in bytes. The host has more room, and a guest that waits for
+// leave to send waits long when it is emulated.
+const (
+	guestWindow = 256 << 10
+	hostWindow  = 1 << 20
+)
+
 // muxConfig has no timers on live streams: a VM may stand still for days between two frames of one session.
-func muxConfig() *yamux.Config {
+func muxConfig(window uint32) *yamux.Config {
 	c := yamux.DefaultConfig()
+	c.MaxStreamWindowSize = window
 	c.EnableKeepAlive = false
 	c.StreamOpenTimeout = 0
 	c.StreamCloseTimeout = closeTimeout

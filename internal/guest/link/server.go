@@ -56,7 +56,7 @@ func (s *Server) session(l *lease, n nonce) {
 	if _, err := l.Write(n[:]); err != nil {
 		return
 	}
-	mux, err := yamux.Server(l, muxConfig())
+	mux, err := yamux.Server(&frames{ReadWriteCloser: l}, muxConfig(guestWindow))
 	if err != nil {
 		return
 	}

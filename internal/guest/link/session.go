@@ -102,7 +102,7 @@ func isTimeout(err error) bool {
 }
 
 func newSession(control, data Port, rest []byte, rtt time.Duration) (*Session, error) {
-	mux, err := yamux.Client(&prefixed{Port: data, rest: rest}, muxConfig())
+	mux, err := yamux.Client(&frames{ReadWriteCloser: &prefixed{Port: data, rest: rest}}, muxConfig(hostWindow))
 	if err != nil {
 		return nil, err
 	}
