@@ -16,7 +16,7 @@ func (n *Node) BuildArtifact(ctx context.Context, spec spore.ArtifactSpec, progr
 	if len(spec.EgressCA) == 0 {
 		spec.EgressCA = nil // the builder takes an empty one for a mistake
 	}
-	r, err := n.opt.Images.Build(ctx, spec.Reference, image.BuildOptions{
+	r, err := n.buildHeld(ctx, spec.Reference, image.BuildOptions{
 		ResolveOptions: image.ResolveOptions{Insecure: spec.Insecure},
 		EgressCA:       spec.EgressCA,
 		Progress: func(p image.Progress) {
@@ -29,9 +29,6 @@ func (n *Node) BuildArtifact(ctx context.Context, spec spore.ArtifactSpec, progr
 		return nil, err
 	}
 	a := r.Artifact
-	n.mu.Lock()
-	n.awaited[a.ID]++
-	n.mu.Unlock()
 	out := &spore.Artifact{
 		ID: a.ID, Image: spore.Image{Reference: spec.Reference, Digest: r.Image.ManifestDigest, Platform: r.Image.Platform},
 		Process: spore.Process{
@@ -46,19 +43,22 @@ func (n *Node) BuildArtifact(ctx context.Context, spec spore.ArtifactSpec, progr
 	return out, nil
 }
 
-// building says whether a build is about to stand on an artifact.
-func (n *Node) building(id string) bool {
-	n.mu.Lock()
-	defer n.mu.Unlock()
-	return n.awaited[id] > 0
-}
-
-// built notes that one build that was to stand on an artifact has ended.
-func (n *Node) built(id string) {
-	n.mu.Lock()
-	defer n.mu.Unlock()
-	if n.awaited[id]--; n.awaited[id] <= 0 {
-		delete(n.awaited, id)
+// buildHeld builds an artifact and holds it. One that a collection took away in between is built again.
+func (n *Node) buildHeld(ctx context.Context, ref string, opt image.BuildOptions) (*image.Result, error) {
+	for tries := 3; ; tries-- {
+		r, err := n.opt.Images.Build(ctx, ref, opt)
+		if err != nil {
+			return nil, err
+		}
+		n.holds.hold(r.Artifact.ID)
+		_, err = n.opt.Images.Get(r.Artifact.ID)
+		if err == nil {
+			return r, nil
+		}
+		n.holds.drop(r.Artifact.ID)
+		if !isNotFound(err) || tries == 0 {
+			return nil, err
+		}
 	}
 }
 
@@ -68,9 +68,9 @@ func (n *Node) Agent(ctx context.Context, sandboxID string, generation int) (htt
 	if err != nil {
 		return nil, err
 	}
-	a, err := m.connect(ctx)
+	a, err := m.reach(ctx)
 	if err != nil {
-		return nil, m.unreached(err, "the agent of the sandbox does not answer")
+		return nil, err
 	}
 	return a.Transport(), nil
 }
@@ -84,11 +84,24 @@ func (n *Node) Logs(ctx context.Context, sandboxID string, generation int, conso
 	if console {
 		return m.vm.Console(limit)
 	}
+	ctx, cancel := context.WithTimeout(ctx, greetTimeout)
+	defer cancel()
+	a, err := m.reach(ctx)
+	if err != nil {
+		return nil, err
+	}
+	return readLogs(ctx, a, limit)
+}
+
+// reach is connect for a sandbox that was greeted long ago: its guest answers soon or not at all.
+func (m *machine) reach(ctx context.Context) (*guest.Agent, error) {
+	ctx, cancel := context.WithTimeout(ctx, greetTimeout)
+	defer cancel()
 	a, err := m.connect(ctx)
 	if err != nil {
 		return nil, m.unreached(err, "the agent of the sandbox does not answer")
 	}
-	return readLogs(ctx, a, limit)
+	return a, nil
 }
 
 // readLogs reads what is kept of the output of the image's process, at most limit bytes whatever the guest sends.

@@ -22,7 +22,9 @@ const bootTimeout = 5 * time.Minute
 
 // Bake boots a template, waits until it is ready and freezes it under its id.
 func (n *Node) Bake(ctx context.Context, t *spore.Template, note func(string)) (*spore.Frozen, error) {
-	defer n.built(t.ArtifactID)
+	defer n.holds.drop(t.ArtifactID) // by now the frozen state holds it
+	n.holds.hold(t.KernelID)
+	defer n.holds.drop(t.KernelID)
 	if f, err := n.Frozen(ctx, t.ID); !isNotFound(err) {
 		return f, err
 	}
@@ -51,19 +53,20 @@ func (n *Node) bake(ctx context.Context, t *spore.Template, note func(string)) (
 		AgentVersion: bundle.AgentVersion, KernelVersion: bundle.KernelVersion,
 	}
 	id := newMachineID()
-	if err := n.cap.take(ctx, id, shape.MemoryMiB); err != nil {
-		return nil, err
-	}
-	defer n.cap.give(id)
 	draft, err := n.opt.Frozen.Begin(ctx, frozen.Spec{ID: t.ID, Kind: frozen.KindTemplate, Shape: shape})
 	if err != nil {
 		return nil, err
 	}
 	defer draft.Discard()
-	m, err := n.boot(ctx, id, shape, draft.BaseMemoryPath(), int64(t.Resources.DiskMiB)*mib)
-	if err != nil {
+	if err := n.cap.take(ctx, id, shape.MemoryMiB); err != nil {
 		return nil, err
 	}
+	m, err := n.boot(ctx, id, shape, draft.BaseMemoryPath(), int64(t.Resources.DiskMiB)*mib)
+	if err != nil {
+		n.cap.give(id)
+		return nil, err
+	}
+	n.cap.landed(id)
 	defer func() {
 		if err := n.end(context.WithoutCancel(ctx), m); err != nil {
 			n.log.Error("ending a template's VM", "vm", m.id, "err", err)
@@ -83,7 +86,9 @@ func (n *Node) bake(ctx context.Context, t *spore.Template, note func(string)) (
 		return nil, err
 	}
 	m.ending.Store(true)
-	if err := m.vm.Kill(ctx); err != nil {
+	kill, cancel := context.WithTimeout(ctx, killTimeout)
+	defer cancel()
+	if err := m.vm.Kill(kill); err != nil {
 		return nil, err
 	}
 	manifest, err := draft.Commit(ctx)
@@ -126,7 +131,7 @@ func (n *Node) boot(ctx context.Context, id string, shape frozen.Shape, memory s
 	if err != nil {
 		return nil, err
 	}
-	return &machine{id: id, node: n, vm: vm, owner: o}, nil
+	return n.newMachine(id, vm, o), nil
 }
 
 // prepare brings a booted VM to where its template is ready to be frozen.
@@ -140,12 +145,14 @@ func (n *Node) prepare(ctx context.Context, m *machine, t *spore.Template, note 
 		return m.unreached(err, "the guest did not boot")
 	}
 	note(fmt.Sprintf("the agent answered after %s", time.Since(start).Round(time.Millisecond)))
-	if err := configure(ctx, a, t.Process, note); err != nil {
+	if err := configure(bootCtx, a, t.Process, note); err != nil {
 		return err
 	}
 	if err := m.ready(ctx, a, t.Readiness, note); err != nil {
 		return err
 	}
+	ctx, cancelSettle := context.WithTimeout(ctx, greetTimeout)
+	defer cancelSettle()
 	if err := a.Warm(ctx); err != nil { // what a first command needs is then in every thaw's memory
 		return m.unreached(err, "the guest did not run a command")
 	}

@@ -33,8 +33,15 @@ type capacity struct {
 	startings chan struct{}
 
 	mu       sync.Mutex
-	promised map[string]int // MiB by vmid
-	sum      int
+	promised map[string]promise // by vmid
+	sum      int                // MiB promised
+	unborn   int                // MiB that VMs which are only starting will take of the memory that now looks free
+}
+
+// promise is the memory of one VM, in MiB.
+type promise struct {
+	all  int
+	need int // what it takes as it starts, until it has
 }
 
 func newCapacity(dir string, overcommit float64) (*capacity, error) {
@@ -45,7 +52,7 @@ func newCapacity(dir string, overcommit float64) (*capacity, error) {
 	cpus := runtime.NumCPU()
 	return &capacity{
 		dir: dir, totalMiB: total, limitMiB: int(float64(total) * overcommit), cpus: cpus,
-		startings: make(chan struct{}, 2*cpus), promised: map[string]int{},
+		startings: make(chan struct{}, 2*cpus), promised: map[string]promise{},
 	}, nil
 }
 
@@ -90,30 +97,44 @@ func (c *capacity) take(ctx context.Context, id string, memoryMiB int) error {
 	if err := c.roomForFreeze(); err != nil {
 		return err
 	}
+	c.mu.Lock()
+	defer c.mu.Unlock()
 	available, err := memInfo("MemAvailable")
 	if err != nil {
 		return err
 	}
-	c.mu.Lock()
-	defer c.mu.Unlock()
+	available -= c.unborn // of many that start at once, each would see the same memory free
 	if c.sum+memoryMiB > c.limitMiB {
 		return spore.Errorf(spore.CodeBusy, "%d MiB of memory are promised to sandboxes already; %d MiB more would exceed the limit of %d MiB", c.sum, memoryMiB, c.limitMiB).
 			WithHint("end or pause some sandboxes")
 	}
-	if need := min(memoryMiB, thawEstimateMiB); available-need < c.totalMiB/20 {
+	need := min(memoryMiB, thawEstimateMiB)
+	if available-need < c.totalMiB/20 {
 		return spore.Errorf(spore.CodeBusy, "the machine has %d MiB of memory left; another sandbox could exhaust it", available).
 			WithHint("end or pause some sandboxes")
 	}
-	c.promised[id] = memoryMiB
+	c.promised[id] = promise{all: memoryMiB, need: need}
 	c.sum += memoryMiB
+	c.unborn += need
 	return nil
+}
+
+// landed notes that a VM has started: what it took shows in what the machine has left.
+func (c *capacity) landed(id string) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	if p, ok := c.promised[id]; ok {
+		c.unborn -= p.need
+		c.promised[id] = promise{all: p.all}
+	}
 }
 
 // give takes a promise back. It is idempotent.
 func (c *capacity) give(id string) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
-	c.sum -= c.promised[id]
+	c.sum -= c.promised[id].all
+	c.unborn -= c.promised[id].need
 	delete(c.promised, id)
 }
 
@@ -121,14 +142,15 @@ func (c *capacity) give(id string) {
 func (c *capacity) hold(id string, memoryMiB int) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
-	c.promised[id] = memoryMiB
+	c.promised[id] = promise{all: memoryMiB}
 	c.sum += memoryMiB
 }
 
-func (c *capacity) inUse() (machines, memoryMiB int) {
+// inUse is how much memory is promised, in MiB.
+func (c *capacity) inUse() int {
 	c.mu.Lock()
 	defer c.mu.Unlock()
-	return len(c.promised), c.sum
+	return c.sum
 }
 
 // starting waits for a turn to start a VM; nil when ctx ended first.

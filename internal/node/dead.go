@@ -11,8 +11,12 @@ import (
 	"github.com/sporevm/spore/internal/vmm"
 )
 
-// deadVM stands for a VM whose process ended while no server was there to see it.
-type deadVM struct{ dir string }
+// deadVM stands for a VM that no server has hold of: its process ended while nobody was there to see it, or it cannot be
+// taken over and is only there to be ended. The zero deadVM never had a process.
+type deadVM struct {
+	dir    string
+	engine vmm.Engine
+}
 
 var errDead = spore.Errorf(spore.CodeConflict, "the VM has ended")
 
@@ -26,10 +30,17 @@ func (deadVM) SaveState(context.Context, *os.File) error          { return errDe
 func (deadVM) Memory() (vmm.Memory, error)                        { return nil, errDead }
 func (deadVM) DialPort(context.Context, string) (net.Conn, error) { return nil, errDead }
 func (deadVM) Shutdown(context.Context) error                     { return errDead }
-func (deadVM) Kill(context.Context) error                         { return nil }
 func (deadVM) Done() <-chan struct{}                              { return ended }
 func (deadVM) Err() error                                         { return errDead }
 func (deadVM) Release() error                                     { return nil }
+
+// Kill ends the process if, after all, there is one.
+func (d deadVM) Kill(ctx context.Context) error {
+	if d.engine == nil {
+		return nil
+	}
+	return d.engine.Clean(ctx, d.dir)
+}
 
 // Console reads what the guest wrote while it lived. Engines keep it in a file of this name, in a directory of theirs.
 func (d deadVM) Console(limit int) ([]byte, error) {

@@ -2,11 +2,13 @@ package node
 
 import (
 	"context"
+	"errors"
 	"strings"
 	"time"
 
 	"github.com/sporevm/spore"
 	"github.com/sporevm/spore/internal/frozen"
+	"github.com/sporevm/spore/internal/vmm"
 )
 
 // Freeze captures a running sandbox under a new frozen id while it runs on.
@@ -19,7 +21,7 @@ func (n *Node) Suspend(ctx context.Context, s *spore.Sandbox, frozenID, parent s
 	return n.capture(ctx, s, frozenID, parent, frozen.StayPaused)
 }
 
-func (n *Node) capture(ctx context.Context, s *spore.Sandbox, frozenID, parent string, after frozen.After) (*spore.Frozen, error) {
+func (n *Node) capture(ctx context.Context, s *spore.Sandbox, frozenID, parent string, after frozen.After) (_ *spore.Frozen, err error) {
 	m, err := n.machine(s.ID, s.Generation)
 	if err != nil {
 		return nil, err
@@ -39,25 +41,76 @@ func (n *Node) capture(ctx context.Context, s *spore.Sandbox, frozenID, parent s
 		return nil, err
 	}
 	defer draft.Discard()
+	defer func() {
+		if err != nil && m.vm.State() == vmm.StatePaused {
+			n.log.Warn("a capture failed; setting its VM going again", "vm", m.id, "err", err)
+			go m.wake()
+		}
+	}()
 	if _, err := draft.CaptureLive(ctx, m.vm, n.path("vms", m.id, diskFile), after); err != nil {
 		return nil, err
 	}
 	manifest, err := draft.Commit(ctx)
 	if err != nil {
-		if after == frozen.StayPaused {
-			if wake := m.vm.Resume(context.WithoutCancel(ctx)); wake != nil {
-				n.log.Error("waking a VM whose capture failed", "vm", m.id, "err", wake)
-			}
-		}
 		return nil, err
 	}
 	f, err := n.facts(manifest)
 	if err != nil {
-		return nil, err
+		return nil, errors.Join(err, n.opt.Frozen.Remove(frozenID))
 	}
+	m.suspended = after == frozen.StayPaused
 	f.Paused, f.Total = draft.Timings().Paused, time.Since(start)
 	n.log.Info("captured", "frozen", frozenID, "vm", m.id, "timings", draft.Timings())
 	return f, nil
+}
+
+// Wake lets a VM that Suspend held still run on. When it does not, the node goes on trying.
+func (n *Node) Wake(ctx context.Context, sandboxID string, generation int) error {
+	m, err := n.machine(sandboxID, generation)
+	if err != nil {
+		return err
+	}
+	m.freeze.Lock()
+	defer m.freeze.Unlock()
+	m.suspended = false
+	if err := m.vm.Resume(ctx); err != nil {
+		go m.wake()
+		return err
+	}
+	return nil
+}
+
+// wake lets a VM run on, trying until it does, has ended, or is let go of: a sandbox that is said to run must not stand
+// still.
+func (m *machine) wake() {
+	for wait := 100 * time.Millisecond; ; wait = min(2*wait, 10*time.Second) {
+		err := m.wakeOnce()
+		if err == nil || m.vm.State() == vmm.StateExited {
+			return
+		}
+		m.node.log.Error("a VM cannot be set going again; trying again", "vm", m.id, "err", err)
+		select {
+		case <-time.After(wait):
+		case <-m.vm.Done():
+			return
+		case <-m.held.Done():
+			return
+		}
+	}
+}
+
+// wakeTimeout bounds one attempt at setting a VM going again.
+const wakeTimeout = 30 * time.Second
+
+func (m *machine) wakeOnce() error {
+	m.freeze.Lock()
+	defer m.freeze.Unlock()
+	if m.suspended { // by a later capture
+		return nil
+	}
+	ctx, cancel := context.WithTimeout(m.held, wakeTimeout)
+	defer cancel()
+	return m.vm.Resume(ctx)
 }
 
 // parent is what a capture is compared with: the frozen state of that id, or else what the VM was thawed from, which is

@@ -72,13 +72,19 @@ func (n *Node) RemoveKernel(ctx context.Context, id string) error {
 	if _, err := n.opt.Kernels.Get(id); err != nil {
 		return err
 	}
-	users, err := n.kernelUsers(ctx)
-	if err != nil {
-		return err
+	held, err := n.holds.unlessHeld(id, func() error {
+		users, err := n.kernelUsers(ctx)
+		if err != nil {
+			return err
+		}
+		if by := users[id]; len(by) > 0 {
+			return spore.Errorf(spore.CodeInUse, "kernel %s is what %s was frozen with, and %d more", id, by[0], len(by)-1).
+				WithHint("remove those first; spore template ls and spore snapshot ls name them")
+		}
+		return n.opt.Kernels.Remove(ctx, id)
+	})
+	if held {
+		return spore.Errorf(spore.CodeInUse, "kernel %s is booting a template or a sandbox right now", id).WithHint("try again when that is done")
 	}
-	if by := users[id]; len(by) > 0 {
-		return spore.Errorf(spore.CodeInUse, "kernel %s is what %s was frozen with, and %d more", id, by[0], len(by)-1).
-			WithHint("remove those first; spore template ls and spore snapshot ls name them")
-	}
-	return n.opt.Kernels.Remove(ctx, id)
+	return err
 }

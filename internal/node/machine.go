@@ -6,11 +6,13 @@ import (
 	"encoding/hex"
 	"encoding/json"
 	"errors"
+	"fmt"
 	"io/fs"
 	"os"
 	"path/filepath"
 	"sync"
 	"sync/atomic"
+	"time"
 
 	"github.com/sporevm/spore"
 	"github.com/sporevm/spore/internal/frozen"
@@ -39,11 +41,23 @@ type machine struct {
 	vm    vmm.VM
 	owner owner // guarded by node.mu once the machine is registered
 
-	ending atomic.Bool // set before we end it, so that its exit is no surprise
-	freeze sync.Mutex  // one capture at a time
+	ending   atomic.Bool // set before we end it, so that its exit is no surprise
+	retrying atomic.Bool // somebody tries to end it until it has ended
 
-	agentMu sync.Mutex
-	agent   *guest.Agent
+	freeze    sync.Mutex // one capture at a time
+	suspended bool       // stands still on purpose; guarded by freeze
+
+	held  context.Context // ends when we let go of the VM, whether it ends with that or not
+	letGo context.CancelFunc
+
+	agentTurn chan struct{} // held by whoever looks at or changes agent
+	agent     *guest.Agent
+}
+
+func (n *Node) newMachine(id string, vm vmm.VM, o owner) *machine {
+	m := &machine{id: id, node: n, vm: vm, owner: o, agentTurn: make(chan struct{}, 1)}
+	m.held, m.letGo = context.WithCancel(context.Background())
+	return m
 }
 
 func newMachineID() string {
@@ -85,12 +99,22 @@ func readOwner(dir string) (o owner, err error) {
 }
 
 // connect answers the way to the agent, finding it if that was not done before. From then on it finds the guest again
-// by itself.
+// by itself. A guest that does not answer keeps nobody longer than ctx, nor from ending the VM.
 func (m *machine) connect(ctx context.Context) (*guest.Agent, error) {
-	m.agentMu.Lock()
-	defer m.agentMu.Unlock()
+	ctx, cancel := context.WithCancelCause(ctx)
+	defer cancel(nil)
+	defer context.AfterFunc(m.held, func() { cancel(errDead) })()
+	select {
+	case m.agentTurn <- struct{}{}:
+		defer func() { <-m.agentTurn }()
+	case <-ctx.Done():
+		return nil, context.Cause(ctx)
+	}
 	if m.agent != nil {
 		return m.agent, nil
+	}
+	if m.held.Err() != nil {
+		return nil, errDead
 	}
 	a, err := guest.Connect(ctx, m.vm.DialPort)
 	if err != nil {
@@ -100,9 +124,11 @@ func (m *machine) connect(ctx context.Context) (*guest.Agent, error) {
 	return a, nil
 }
 
+// closeAgent ends all talk with the guest for good.
 func (m *machine) closeAgent() {
-	m.agentMu.Lock()
-	defer m.agentMu.Unlock()
+	m.letGo()
+	m.agentTurn <- struct{}{}
+	defer func() { <-m.agentTurn }()
 	if m.agent != nil {
 		m.agent.Close()
 		m.agent = nil
@@ -118,15 +144,59 @@ func (m *machine) release() {
 	}
 }
 
-// end kills the VM and removes everything it had. It is idempotent.
+// killTimeout bounds how long a hypervisor that was killed may take to be gone.
+const killTimeout = 20 * time.Second
+
+// end kills the VM and removes everything it had. It is idempotent. When it fails it goes on being tried until it has
+// been done or the node closes: nobody else knows any more that the VM is there.
 func (n *Node) end(ctx context.Context, m *machine) error {
 	m.ending.Store(true)
 	m.closeAgent()
+	err := n.endOnce(ctx, m)
+	if err != nil && !m.retrying.Swap(true) {
+		n.disown(m)
+		go n.endLater(m)
+	}
+	return err
+}
+
+// disown notes that a VM which does not end is nobody's: a sandbox must not find it again.
+func (n *Node) disown(m *machine) {
+	n.mu.Lock()
+	m.owner.Sandbox, m.owner.Generation = "", 0
+	o := m.owner
+	n.machines[m.id] = m
+	n.mu.Unlock()
+	if err := writeOwner(n.machineDir(m.id), o); err != nil && !errors.Is(err, fs.ErrNotExist) {
+		n.log.Error("disowning a VM that does not end", "vm", m.id, "err", err)
+	}
+}
+
+func (n *Node) endLater(m *machine) {
+	for wait := time.Second; ; wait = min(2*wait, time.Minute) {
+		select {
+		case <-n.closing:
+			return
+		case <-time.After(wait):
+		}
+		err := n.endOnce(context.Background(), m)
+		if err == nil {
+			n.log.Info("a VM that did not end has ended", "vm", m.id)
+			return
+		}
+		n.log.Error("a VM does not end; trying again", "vm", m.id, "err", err)
+	}
+}
+
+func (n *Node) endOnce(ctx context.Context, m *machine) error {
+	ctx, cancel := context.WithTimeout(ctx, killTimeout)
+	defer cancel()
 	if err := m.vm.Kill(ctx); err != nil {
-		return err
+		return spore.Errorf(spore.CodeUnreachable, "the hypervisor of VM %s does not end", m.id).WithCause(err).
+			WithHint("this is tried again until it has ended")
 	}
 	if err := n.clear(m.id); err != nil {
-		return err
+		return fmt.Errorf("clear away VM %s: %w", m.id, err)
 	}
 	n.mu.Lock()
 	delete(n.machines, m.id)

@@ -43,9 +43,11 @@ type Node struct {
 	cap  *capacity
 	pool *pool
 
+	holds   holds         // artifacts and kernels that something is about to stand on
+	closing chan struct{} // closed by Close
+
 	mu       sync.Mutex
 	machines map[string]*machine // by vmid, those that are or may become a sandbox's
-	awaited  map[string]int      // by artifact, the builds that are about to stand on it
 	onExit   func(sandboxID string, generation int, reason string)
 }
 
@@ -69,7 +71,10 @@ func Open(ctx context.Context, opt Options) (*Node, error) {
 	if err != nil {
 		return nil, err
 	}
-	n := &Node{opt: opt, log: opt.Logger, cap: limits, machines: map[string]*machine{}, awaited: map[string]int{}, onExit: func(string, int, string) {}}
+	n := &Node{
+		opt: opt, log: opt.Logger, cap: limits, closing: make(chan struct{}), machines: map[string]*machine{},
+		holds: holds{count: map[string]int{}}, onExit: func(string, int, string) {},
+	}
 	n.pool = newPool(n, opt.Pool)
 	return n, nil
 }
@@ -84,9 +89,10 @@ func (n *Node) Engine(ctx context.Context) (vmm.Info, error) { return n.opt.Engi
 // OnExit registers what to call when a VM of a sandbox ended by itself. Call it before Recover.
 func (n *Node) OnExit(fn func(sandboxID string, generation int, reason string)) { n.onExit = fn }
 
-// Close lets go of the sandboxes, which go on running, and ends the VMs that are nobody's yet.
+// Close lets go of the sandboxes, which go on running, and ends the VMs that are nobody's yet. It is called once.
 func (n *Node) Close(ctx context.Context) error {
 	n.pool.close(ctx)
+	close(n.closing)
 	n.mu.Lock()
 	defer n.mu.Unlock()
 	for _, m := range n.machines {
@@ -105,7 +111,7 @@ func (n *Node) machine(sandboxID string, generation int) (*machine, error) {
 	n.mu.Lock()
 	defer n.mu.Unlock()
 	for _, m := range n.machines {
-		if m.owner.Sandbox == sandboxID && m.owner.Generation == generation {
+		if m.owner.Sandbox == sandboxID && m.owner.Generation == generation && !m.ending.Load() {
 			return m, nil
 		}
 	}
@@ -122,7 +128,10 @@ func (n *Node) add(m *machine) {
 // watch reports a VM that ends without having been told to. Its directory stays, since its console may say why, until
 // Settle clears it away.
 func (n *Node) watch(m *machine) {
-	<-m.vm.Done()
+	select {
+	case <-m.vm.Done():
+	case <-m.held.Done():
+	}
 	if m.ending.Load() {
 		return
 	}

@@ -2,6 +2,8 @@ package node
 
 import (
 	"context"
+	"maps"
+	"slices"
 	"sync"
 	"time"
 
@@ -177,14 +179,19 @@ func (p *pool) cool(ctx context.Context) {
 			cold = append(cold, id)
 		}
 	}
+	for id := range p.ready { // some were made, then one could not be
+		if _, hot := p.last[id]; !hot {
+			cold = append(cold, id)
+		}
+	}
 	p.mu.Unlock()
 	for _, id := range cold {
 		p.drain(ctx, id)
 	}
 }
 
-// drain ends the VMs that are ready for one frozen state and makes no more.
-func (p *pool) drain(ctx context.Context, id string) {
+// drain ends the VMs that are ready for one frozen state and makes no more. It answers whether there were any.
+func (p *pool) drain(ctx context.Context, id string) bool {
 	p.mu.Lock()
 	list := p.ready[id]
 	delete(p.ready, id)
@@ -193,6 +200,19 @@ func (p *pool) drain(ctx context.Context, id string) {
 	for _, m := range list {
 		p.discard(ctx, m)
 	}
+	return len(list) > 0
+}
+
+// empty ends all VMs that are ready and answers whether there were any.
+func (p *pool) empty(ctx context.Context) bool {
+	p.mu.Lock()
+	ids := slices.Collect(maps.Keys(p.ready))
+	p.mu.Unlock()
+	some := false
+	for _, id := range ids {
+		some = p.drain(ctx, id) || some
+	}
+	return some
 }
 
 func (p *pool) discard(ctx context.Context, m *machine) {
@@ -204,13 +224,5 @@ func (p *pool) discard(ctx context.Context, m *machine) {
 func (p *pool) close(ctx context.Context) {
 	p.stop()
 	p.filled.Wait()
-	p.mu.Lock()
-	ids := make([]string, 0, len(p.ready))
-	for id := range p.ready {
-		ids = append(ids, id)
-	}
-	p.mu.Unlock()
-	for _, id := range ids {
-		p.drain(ctx, id)
-	}
+	p.empty(ctx)
 }

@@ -2,88 +2,148 @@ package node
 
 import (
 	"context"
+	"errors"
+	"io/fs"
 	"os"
+	"sync"
+	"time"
+
+	"golang.org/x/sync/errgroup"
 
 	"github.com/sporevm/spore"
 )
 
+const (
+	// adoptTimeout bounds how long the hypervisor of one VM may take to answer a server that starts anew.
+	adoptTimeout = 30 * time.Second
+	// adoptions is how many VMs are taken over at a time: one that does not answer must not keep the others waiting.
+	adoptions = 16
+)
+
 // Recover takes over the VMs that an earlier server left: each that is the generation of a sandbox in want is adopted,
 // every other one (template boots, VMs of the pool, generations that do not count) is ended and cleared away. The answer
-// says, for each in want that could not be adopted, why.
+// says, for each in want that could not be adopted, why. What is wrong with one VM stops none of the others.
 func (n *Node) Recover(ctx context.Context, want []*spore.Sandbox) (map[string]error, error) {
-	generation := map[string]int{}
-	failed := map[string]error{}
+	r := recovery{node: n, wanted: map[string]int{}, failed: map[string]error{}, keep: map[string]bool{}}
 	for _, s := range want {
-		generation[s.ID] = s.Generation
-		failed[s.ID] = spore.Errorf(spore.CodeConflict, "its VM is gone, with all that it had on disk")
+		r.wanted[s.ID] = s.Generation
+		r.failed[s.ID] = spore.Errorf(spore.CodeConflict, "its VM is gone, with all that it had on disk")
 	}
 	entries, err := os.ReadDir(n.path("vms"))
 	if err != nil {
 		return nil, err
 	}
-	known := map[string]bool{}
+	var g errgroup.Group
+	g.SetLimit(adoptions)
 	for _, e := range entries {
-		id := e.Name()
-		o, err := readOwner(n.machineDir(id))
-		if err == nil && o.Sandbox != "" && generation[o.Sandbox] == o.Generation {
-			known[id] = true
-			failed[o.Sandbox] = n.adopt(ctx, id, o)
-			continue
-		}
-		if err := n.opt.Engine.Clean(ctx, n.machineDir(id)); err != nil {
-			return nil, err
-		}
-		n.log.Info("cleared away a VM that is nobody's", "vm", id, "sandbox", o.Sandbox, "generation", o.Generation)
-		if err := n.clear(id); err != nil {
-			return nil, err
-		}
+		g.Go(func() error {
+			r.settle(ctx, e.Name())
+			return ctx.Err()
+		})
 	}
-	for id, err := range failed {
-		if err == nil {
-			delete(failed, id)
-		}
+	if err := g.Wait(); err != nil {
+		return nil, err
 	}
-	return failed, n.dropPins(known)
+	return r.failed, r.dropPins()
 }
 
-// adopt takes one VM over. One whose process is gone keeps its directory, since the console may say why it ended, until
-// its sandbox is killed or rolled back.
+// recovery is one run of Recover.
+type recovery struct {
+	node *Node
+
+	mu     sync.Mutex
+	wanted map[string]int   // generations, by sandbox; a sandbox goes as its VM is found
+	failed map[string]error // by sandbox
+	keep   map[string]bool  // VMs that are there still, and need their pins
+}
+
+// settle adopts or ends the VM in one directory.
+func (r *recovery) settle(ctx context.Context, id string) {
+	n := r.node
+	o, err := readOwner(n.machineDir(id))
+	if err != nil && !errors.Is(err, fs.ErrNotExist) {
+		n.log.Error("the owner file of a VM cannot be read; the VM is taken for nobody's", "vm", id, "err", err)
+	}
+	if err == nil && r.claim(o) {
+		err := n.adopt(ctx, id, o)
+		r.mu.Lock()
+		defer r.mu.Unlock()
+		r.keep[id] = true
+		if r.failed[o.Sandbox] = err; err == nil {
+			delete(r.failed, o.Sandbox)
+		}
+		return
+	}
+	o.Config.ID = id
+	m := n.newMachine(id, n.dead(id), owner{Config: o.Config, Shape: o.Shape})
+	if err := n.end(ctx, m); err != nil {
+		n.log.Error("a VM that is nobody's does not end", "vm", id, "err", err)
+		r.mu.Lock()
+		defer r.mu.Unlock()
+		r.keep[id] = true
+		return
+	}
+	n.log.Info("cleared away a VM that is nobody's", "vm", id, "sandbox", o.Sandbox, "generation", o.Generation)
+}
+
+// claim says whether a VM is the one that counts for a sandbox; of two that say so, one is.
+func (r *recovery) claim(o owner) bool {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	if o.Sandbox == "" || r.wanted[o.Sandbox] != o.Generation {
+		return false
+	}
+	delete(r.wanted, o.Sandbox)
+	return true
+}
+
+// adopt takes one VM over. One that cannot be taken over is ended, but keeps its directory, since the console may say
+// what was wrong, until its sandbox is killed or rolled back.
 func (n *Node) adopt(ctx context.Context, id string, o owner) error {
-	m := &machine{id: id, node: n, owner: o}
+	ctx, cancel := context.WithTimeout(ctx, adoptTimeout)
+	defer cancel()
 	vm, err := n.opt.Engine.Adopt(ctx, o.Config)
-	if err != nil {
-		n.remember(m)
-		return err
+	if err == nil {
+		// A capture may have been under way: whoever was to let the guest run on is gone.
+		if err = vm.Resume(ctx); err == nil {
+			n.cap.hold(id, o.Config.MemoryMiB)
+			n.add(n.newMachine(id, vm, o))
+			return nil
+		}
+		err = errors.Join(err, vm.Release())
 	}
-	m.vm = vm
-	n.cap.hold(id, o.Config.MemoryMiB)
-	// A capture may have been under way: whoever was to let the guest run on is gone.
-	if err := vm.Resume(ctx); err != nil {
-		return err
+	switch spore.CodeOf(err) {
+	case spore.CodeCanceled:
+		err = spore.Errorf(spore.CodeUnreachable, "its hypervisor did not answer the new server within %s", adoptTimeout).WithCause(err)
+	case spore.CodeInternal:
+		err = spore.Errorf(spore.CodeConflict, "its VM could not be taken over: %w", err)
 	}
-	n.add(m)
-	return nil
-}
-
-// remember keeps a VM whose process is gone, so that Settle finds what it left.
-func (n *Node) remember(m *machine) {
-	m.vm = deadVM{dir: n.machineDir(m.id)}
+	m := n.newMachine(id, n.dead(id), o)
+	kill, cancelKill := context.WithTimeout(context.WithoutCancel(ctx), killTimeout)
+	defer cancelKill()
+	if kill := m.vm.Kill(kill); kill != nil {
+		n.log.Error("a VM that cannot be taken over does not end", "vm", id, "sandbox", o.Sandbox, "err", kill)
+	}
 	n.mu.Lock()
 	defer n.mu.Unlock()
-	n.machines[m.id] = m
+	n.machines[id] = m // so that Settle finds what it left
+	return err
 }
 
+func (n *Node) dead(id string) deadVM { return deadVM{dir: n.machineDir(id), engine: n.opt.Engine} }
+
 // dropPins removes the pins of VMs that are gone.
-func (n *Node) dropPins(known map[string]bool) error {
-	pins, err := n.opt.Frozen.Pins()
+func (r *recovery) dropPins() error {
+	pins, err := r.node.opt.Frozen.Pins()
 	if err != nil {
 		return err
 	}
 	for _, p := range pins {
-		if !known[p] {
-			if err := n.opt.Frozen.Unpin(p); err != nil {
-				return err
-			}
+		if r.keep[p] {
+			continue
+		}
+		if err := r.node.opt.Frozen.Unpin(p); err != nil {
+			r.node.log.Error("dropping the pin of a VM that is gone", "vm", p, "err", err)
 		}
 	}
 	return nil

@@ -9,6 +9,7 @@ import (
 
 	"github.com/sporevm/spore"
 	"github.com/sporevm/spore/internal/frozen"
+	"github.com/sporevm/spore/internal/vmm"
 )
 
 // shapes answers the shape of every frozen state and of every running VM, by frozen id or "vm "+vmid. It fails when one
@@ -90,7 +91,7 @@ func (n *Node) checkArtifacts(ctx context.Context, full bool, report *spore.Chec
 			report.Bytes += a.SizeBytes
 		}
 		report.Objects++
-		if err := verify(ctx, a.ID); err != nil {
+		if err := verify(ctx, a.ID); err != nil && !isNotFound(err) { // removed since it was listed
 			if ctx.Err() != nil {
 				return ctx.Err()
 			}
@@ -111,7 +112,7 @@ func (n *Node) checkKernels(ctx context.Context, report *spore.CheckReport, prog
 		progress("kernels", int64(i), int64(len(bundles)))
 		report.Objects++
 		report.Bytes += b.Size()
-		if err := n.opt.Kernels.Verify(ctx, b.ID); err != nil {
+		if err := n.opt.Kernels.Verify(ctx, b.ID); err != nil && !isNotFound(err) {
 			if ctx.Err() != nil {
 				return ctx.Err()
 			}
@@ -156,12 +157,29 @@ func (n *Node) Collect(ctx context.Context, dryRun bool) ([]spore.GarbageItem, e
 		return nil, err
 	}
 	for _, a := range artifacts {
-		if err := n.opt.Images.Remove(ctx, a.ID); err != nil && !isNotFound(err) {
+		if err := n.removeArtifact(ctx, a.ID); err != nil && !isNotFound(err) {
 			return nil, err
 		}
 	}
 	_, err = n.opt.Images.SweepBlobs(func(string) bool { return false })
 	return items, err
+}
+
+// removeArtifact removes an artifact if it is still true, while nothing can come to need it, that nothing does.
+func (n *Node) removeArtifact(ctx context.Context, id string) error {
+	_, err := n.holds.unlessHeld(id, func() error {
+		shapes, err := n.shapes(ctx)
+		if err != nil {
+			return err
+		}
+		for _, s := range shapes {
+			if s.Artifact == id {
+				return nil
+			}
+		}
+		return n.opt.Images.Remove(ctx, id)
+	})
+	return err
 }
 
 // layer describes a cached image layer.
@@ -188,7 +206,7 @@ func (n *Node) unusedArtifacts(ctx context.Context) ([]spore.GarbageItem, error)
 	}
 	var items []spore.GarbageItem
 	for _, a := range list {
-		if !used[a.ID] && !n.building(a.ID) {
+		if !used[a.ID] && !n.holds.held(a.ID) {
 			items = append(items, spore.GarbageItem{ID: a.ID, Kind: "artifact", Bytes: a.AllocatedBytes, Reason: "no frozen state stands on it"})
 		}
 	}
@@ -230,7 +248,8 @@ func (n *Node) sandboxOf(vmid string) string {
 	return fmt.Sprintf("%s (kept ready)", vmid)
 }
 
-// Load is how much of the machine is in use.
+// Load is how much of the machine is in use. Machines counts the VMs of sandboxes; PromisedMiB is also what templates
+// that boot and VMs that are kept ready take.
 type Load struct {
 	Machines, MemoryMiB, PromisedMiB, PoolReady int
 	DiskFreeBytes                               int64
@@ -238,7 +257,15 @@ type Load struct {
 
 // Load answers how much of the machine is in use.
 func (n *Node) Load() (Load, error) {
-	machines, promised := n.cap.inUse()
+	promised := n.cap.inUse()
+	machines := 0
+	n.mu.Lock()
+	for _, m := range n.machines {
+		if m.owner.Sandbox != "" && m.vm.State() != vmm.StateExited {
+			machines++
+		}
+	}
+	n.mu.Unlock()
 	free, err := freeBytes(n.opt.DataDir)
 	return Load{Machines: machines, MemoryMiB: n.cap.totalMiB, PromisedMiB: promised, PoolReady: n.pool.count(), DiskFreeBytes: free}, err
 }

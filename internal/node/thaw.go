@@ -4,6 +4,7 @@ import (
 	"context"
 	"crypto/rand"
 	"encoding/hex"
+	"errors"
 	"path/filepath"
 	"time"
 
@@ -27,10 +28,14 @@ func (n *Node) Start(ctx context.Context, s *spore.Sandbox, frozenID string) err
 		}
 		n.log.Warn("a VM of the pool was not fit for use", "vm", m.id, "err", err)
 		if err := n.end(context.WithoutCancel(ctx), m); err != nil {
-			return err
+			return err // its owner file may still name the generation that a thaw would have
 		}
 	}
-	m, err := n.thaw(ctx, frozenID, owner{Sandbox: s.ID, Generation: s.Generation}, s)
+	o := owner{Sandbox: s.ID, Generation: s.Generation}
+	m, err := n.thaw(ctx, frozenID, o, s)
+	if spore.CodeOf(err) == spore.CodeBusy && n.pool.empty(ctx) { // VMs that nobody uses yet must not keep one away that is wanted
+		m, err = n.thaw(ctx, frozenID, o, s)
+	}
 	if err != nil {
 		return err
 	}
@@ -55,6 +60,9 @@ func (n *Node) claim(ctx context.Context, m *machine, s *spore.Sandbox) error {
 	n.mu.Lock()
 	m.owner = o
 	n.mu.Unlock()
+	if m.vm.State() == vmm.StateExited { // watch took it for nobody's
+		return errDead
+	}
 	return nil
 }
 
@@ -67,6 +75,10 @@ func (n *Node) thaw(ctx context.Context, frozenID string, o owner, s *spore.Sand
 	}
 	defer img.Close()
 	shape := img.Manifest.Shape
+	for _, id := range []string{shape.Artifact, shape.Kernel} { // until the pin says so
+		n.holds.hold(id)
+		defer n.holds.drop(id)
+	}
 	if err := n.fits(ctx, shape, frozenID); err != nil {
 		return nil, err
 	}
@@ -74,31 +86,26 @@ func (n *Node) thaw(ctx context.Context, frozenID string, o owner, s *spore.Sand
 	if err := n.cap.take(ctx, id, shape.MemoryMiB); err != nil {
 		return nil, err
 	}
+	m := n.newMachine(id, deadVM{}, o)
+	defer func() {
+		if err == nil {
+			return
+		}
+		if end := n.end(context.WithoutCancel(ctx), m); end != nil {
+			n.log.Error("clearing away after a failed thaw", "vm", id, "err", end)
+		}
+	}()
 	done := n.cap.starting(ctx)
 	if done == nil {
-		n.cap.give(id)
 		return nil, spore.Errorf(spore.CodeBusy, "too many sandboxes are starting").WithCause(ctx.Err()).WithHint("try again in a moment")
 	}
 	defer done()
 
 	o.FrozenID, o.Shape = frozenID, shape
 	if o.Config, err = n.config(ctx, id, shape, img.BaseMemory); err != nil {
-		n.cap.give(id)
 		return nil, err
 	}
-	var vm vmm.VM
-	defer func() {
-		if err == nil {
-			return
-		}
-		if vm != nil {
-			err = joinKill(err, vm.Kill(context.WithoutCancel(ctx)))
-		}
-		if clear := n.clear(id); clear != nil {
-			n.log.Error("clearing after a failed thaw", "vm", id, "err", clear)
-		}
-		n.cap.give(id)
-	}()
+	m.owner = o
 	dir, err := n.makeDir(id, o)
 	if err != nil {
 		return nil, err
@@ -109,17 +116,18 @@ func (n *Node) thaw(ctx context.Context, frozenID string, o owner, s *spore.Sand
 	if err := img.CloneDisk(ctx, filepath.Join(dir, diskFile)); err != nil {
 		return nil, err
 	}
-	if vm, err = n.opt.Engine.Thaw(ctx, o.Config, img.VM); err != nil {
+	vm, err := n.opt.Engine.Thaw(ctx, o.Config, img.VM)
+	if err != nil {
 		return nil, err
 	}
+	m.vm = vm
 	if err := vm.Resume(ctx); err != nil {
 		return nil, err
 	}
-	m := &machine{id: id, node: n, vm: vm, owner: o}
 	if err := m.greet(ctx, s); err != nil {
-		m.closeAgent()
 		return nil, err
 	}
+	n.cap.landed(id)
 	return m, nil
 }
 
@@ -188,15 +196,8 @@ func identity(s *spore.Sandbox) guest.Identity {
 	return id
 }
 
-// joinKill keeps the reason of a failure when ending what had been started fails as well.
-func joinKill(cause, kill error) error {
-	if kill == nil {
-		return cause
-	}
-	return spore.Errorf(spore.CodeOf(cause), "%s", spore.AsError(cause).Message).WithCause(kill)
-}
-
-// Settle ends every generation of a sandbox but keep, running or dead.
+// Settle ends every generation of a sandbox but keep, running or dead. When one does not end, the others are ended all
+// the same, and the node goes on trying.
 func (n *Node) Settle(ctx context.Context, sandboxID string, keep int) error {
 	n.mu.Lock()
 	var gone []*machine
@@ -206,19 +207,9 @@ func (n *Node) Settle(ctx context.Context, sandboxID string, keep int) error {
 		}
 	}
 	n.mu.Unlock()
+	var errs []error
 	for _, m := range gone {
-		if err := n.end(ctx, m); err != nil {
-			return err
-		}
+		errs = append(errs, n.end(ctx, m))
 	}
-	return nil
-}
-
-// Wake lets a VM that Suspend held still run on.
-func (n *Node) Wake(ctx context.Context, sandboxID string, generation int) error {
-	m, err := n.machine(sandboxID, generation)
-	if err != nil {
-		return err
-	}
-	return m.vm.Resume(ctx)
+	return errors.Join(errs...)
 }
