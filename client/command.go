@@ -324,20 +324,18 @@ func (c *Command) result(end *process.ProcessEvent_EndEvent, copyErr error) erro
 	return &ExitError{Code: int(end.GetExitCode()), Signaled: !end.GetExited(), Status: end.GetStatus()}
 }
 
-const (
-	inputChunk = 64 << 10
-	endOfFile  = 0x04 // what a terminal takes for the end of input
-)
+const endOfFile = 0x04 // what a terminal takes for the end of input
 
 // feed sends Stdin to the command, in order, each piece when the one before has arrived.
 func (c *Command) feed(ctx context.Context) {
-	buf := make([]byte, inputChunk)
+	in := readInput(c.Stdin)
+	defer in.stop()
 	for {
-		n, err := c.Stdin.Read(buf)
-		if n > 0 && c.send(ctx, buf[:n]) != nil {
-			return // it has ended, or takes no more input; Wait tells
-		}
+		p, err := in.next()
 		if err == nil {
+			if c.send(ctx, p) != nil {
+				return // it has ended, or takes no more input; Wait tells
+			}
 			continue
 		}
 		// As above, a failure means that the command is beyond input.
