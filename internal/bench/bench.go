@@ -164,6 +164,7 @@ func makeDir(parent string) (string, error) {
 // measureAll runs the servers that the rows need, one after the other on the same data, and measures.
 func measureAll(ctx context.Context, cfg Config, dir string, chosen []rowKind, report *Report) error {
 	l := &lab{cfg: cfg, dir: dir, data: filepath.Join(dir, "data"), image: cfg.Image}
+	defer func() { report.Mishaps = l.mishaps }()
 	if l.image == "" {
 		var err error
 		if l.image, err = makeImage(filepath.Join(dir, "image")); err != nil {

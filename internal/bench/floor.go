@@ -66,7 +66,7 @@ func (l *lab) newFloor(ctx context.Context, t *api.Template) (*floor, error) {
 	if err := os.Mkdir(f.dir, 0o711); err != nil {
 		return nil, err
 	}
-	s, err := l.create(ctx, t.ID)
+	s, err := l.surely(ctx, t.ID)
 	if err != nil {
 		return nil, err
 	}

@@ -23,6 +23,7 @@ type lab struct {
 
 	client    *client.Client
 	image     string
+	mishaps   []string              // what failed outside of what is measured, and was tried again
 	templates map[int]*api.Template // by MiB of memory
 	floors    map[int]*floor        // likewise
 }
@@ -133,7 +134,7 @@ func (l *lab) template(ctx context.Context, memoryMiB int) (*api.Template, error
 
 func (l *lab) warm(ctx context.Context, t *api.Template) error {
 	for range 2 {
-		s, err := l.create(ctx, t.ID)
+		s, err := l.surely(ctx, t.ID)
 		if err != nil {
 			return err
 		}
@@ -142,6 +143,17 @@ func (l *lab) warm(ctx context.Context, t *api.Template) error {
 		}
 	}
 	return nil
+}
+
+// surely is create for a sandbox that is needed and not measured: a failure is kept, and the create is tried again.
+func (l *lab) surely(ctx context.Context, template string) (*api.Sandbox, error) {
+	for attempt := 1; ; attempt++ {
+		s, err := l.create(ctx, template)
+		if err == nil || attempt == 3 || ctx.Err() != nil {
+			return s, err
+		}
+		l.mishaps = append(l.mishaps, err.Error())
+	}
 }
 
 // create starts a sandbox and runs its first command.

@@ -30,7 +30,7 @@ func measureFork(ctx context.Context, l *lab) ([]*Row, error) {
 		Note: "from the request to the answer of the last fork's first command; the snapshot of the running parent is part of it",
 	}
 	ours, bare := row.series(fmt.Sprintf("spore fork of %d", forks), milliseconds), row.series("bare thaw", milliseconds)
-	parent, err := l.create(ctx, t.ID)
+	parent, err := l.surely(ctx, t.ID)
 	if err != nil {
 		return nil, err
 	}

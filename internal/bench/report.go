@@ -25,6 +25,8 @@ type Report struct {
 	Quick   bool      `json:"quick"` // a short run: too few repetitions to judge by
 	Scope   Scope     `json:"scope"`
 	Rows    []*Row    `json:"rows"`
+	// Mishaps are failures outside of what is measured, such as in warming up, after which the same was tried again.
+	Mishaps []string `json:"mishaps,omitempty"`
 }
 
 // Verdicts of a row.
@@ -115,6 +117,9 @@ func (r *Report) Print(w io.Writer) error {
 				fmt.Fprintf(&b, "%s, %s failed: %s\n", row.Name, s.Name, f)
 			}
 		}
+	}
+	for _, m := range r.Mishaps {
+		fmt.Fprintf(&b, "Outside of the rows, tried again: %s\n", m)
 	}
 	b.WriteString(r.Scope.String())
 	if r.Quick {

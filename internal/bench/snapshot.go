@@ -213,7 +213,7 @@ func measureRollback(ctx context.Context, l *lab) ([]*Row, error) {
 		Note: "nothing is kept ready; the snapshot is a diff over the template, of a guest that has written 16 MiB",
 	}
 	back, create := row.series("spore rollback", milliseconds), row.series("spore create", milliseconds)
-	s, err := l.create(ctx, t.ID)
+	s, err := l.surely(ctx, t.ID)
 	if err != nil {
 		return nil, err
 	}

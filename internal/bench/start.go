@@ -45,7 +45,7 @@ func measureHit(ctx context.Context, l *lab) ([]*Row, error) {
 	ours, bare := row.series("spore", milliseconds), row.series("bare thaw", milliseconds)
 	again := row.series("bare VM, the command again", milliseconds)
 	// What was not used for a while has no VMs ready: this use makes it worth it.
-	s, err := l.create(ctx, t.ID)
+	s, err := l.surely(ctx, t.ID)
 	if err != nil {
 		return nil, err
 	}
