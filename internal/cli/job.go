@@ -153,7 +153,9 @@ func (a *app) followOrCancel(ctx context.Context, c *client.Client, id string) (
 		return j, errors.Join(interrupted, err)
 	}
 	switch j, err = c.WaitJob(ctx, id, nil); {
-	case j == nil || j.Status.Active():
+	case j == nil:
+		return nil, errors.Join(interrupted, err)
+	case j.Status.Active():
 		return j, errors.Join(interrupted, spore.Errorf(spore.CodeBusy, "job %s has not ended yet", id).WithHint("spore job watch %s", id))
 	default:
 		return j, interrupted
