@@ -254,7 +254,7 @@ func (a *app) templateShow() *cobra.Command {
 		Short:             "Show a template",
 		Example:           "  spore template show python",
 		Args:              exactly(1),
-		ValidArgsFunction: a.complete(templates, nothing),
+		ValidArgsFunction: a.complete(onlyTemplates, nothing),
 		RunE: a.with(func(cmd *cobra.Command, c *client.Client, args []string) error {
 			t, err := c.GetTemplate(cmd.Context(), args[0])
 			if err != nil {
