@@ -9,6 +9,7 @@ package center
 import (
 	"context"
 	"errors"
+	"fmt"
 	"log/slog"
 	"sync"
 	"time"
@@ -39,8 +40,15 @@ type Center struct {
 
 	sandboxes keyedMutex // serialises what happens to one sandbox
 	forking   sync.Map   // ids of snapshots that a fork has made and not yet put to use
-	loops     sync.WaitGroup
-	stop      context.CancelFunc
+	running   sync.Map   // ids of queued jobs that run right now
+
+	unfinished unfinished
+	ending     chan struct{} // one for each sandbox that is being ended because its time is up
+	notBefore  sync.Map      // when to try again to end a sandbox, by id
+
+	life  context.Context // ends with Stop
+	stop  context.CancelFunc
+	loops sync.WaitGroup
 }
 
 // New puts a center on a store and a node.
@@ -60,7 +68,9 @@ func New(st store.Store, node Node, opt Options) *Center {
 	if opt.Hook == nil {
 		opt.Hook = func(string) {}
 	}
-	return &Center{store: st, node: node, log: opt.Logger, opt: opt}
+	c := &Center{store: st, node: node, log: opt.Logger, opt: opt, ending: make(chan struct{}, endings)}
+	c.life, c.stop = context.WithCancel(context.Background())
+	return c
 }
 
 // Start settles what an earlier server left behind, then begins to take jobs and to end sandboxes whose time is up.
@@ -69,44 +79,45 @@ func (c *Center) Start(ctx context.Context) error {
 	if err := c.recover(ctx); err != nil {
 		return err
 	}
-	run, cancel := context.WithCancel(context.WithoutCancel(ctx))
-	c.stop = cancel
-	if err := c.store.Work(run, c.opt.Workers, c.runJob); err != nil {
-		cancel()
+	if err := c.store.Work(c.life, c.opt.Workers, c.runJob); err != nil {
 		return err
 	}
-	c.every(run, time.Second, c.endExpired)
-	c.every(run, time.Hour, c.purge)
+	c.every(time.Second, c.endExpired)
+	c.every(time.Second, c.dropEphemeral)
+	c.every(time.Second, c.finishUp)
+	c.every(time.Hour, c.purge)
 	return nil
 }
 
 // Stop stops taking jobs and waits for those under way until ctx ends. Sandboxes go on running.
 func (c *Center) Stop(ctx context.Context) error {
 	err := c.store.Stop(ctx)
-	if c.stop != nil {
-		c.stop()
+	c.stop()
+	ended := make(chan struct{})
+	go func() { c.loops.Wait(); close(ended) }()
+	select {
+	case <-ended:
+		return err
+	case <-ctx.Done():
+		return errors.Join(err, fmt.Errorf("what was being done to sandboxes did not end in time: %w", ctx.Err()))
 	}
-	c.loops.Wait()
-	return err
 }
 
-func (c *Center) every(ctx context.Context, period time.Duration, do func(context.Context) error) {
-	c.loops.Add(1)
-	go func() {
-		defer c.loops.Done()
+func (c *Center) every(period time.Duration, do func(context.Context) error) {
+	c.loops.Go(func() {
 		tick := time.NewTicker(period)
 		defer tick.Stop()
 		for {
 			select {
-			case <-ctx.Done():
+			case <-c.life.Done():
 				return
 			case <-tick.C:
 			}
-			if err := do(ctx); err != nil && ctx.Err() == nil {
+			if err := do(c.life); err != nil && c.life.Err() == nil {
 				c.log.Error("periodic work", "err", err)
 			}
 		}
-	}()
+	})
 }
 
 // purge drops tombstones and remembered requests that nobody will ask for any more.
@@ -170,7 +181,32 @@ type keyedMutex struct {
 }
 
 func (k *keyedMutex) lock(ctx context.Context, key string) (unlock func(), err error) {
+	l := k.enter(key)
+	select {
+	case l <- struct{}{}:
+		return func() { <-l; k.leave(key) }, nil
+	case <-ctx.Done():
+		k.leave(key)
+		return nil, spore.Errorf(spore.CodeBusy, "another operation on %s is still under way", key).
+			WithCause(ctx.Err()).WithHint("try again when it has ended")
+	}
+}
+
+// tryLock is lock for a caller who does not wait.
+func (k *keyedMutex) tryLock(key string) (unlock func(), ok bool) {
+	l := k.enter(key)
+	select {
+	case l <- struct{}{}:
+		return func() { <-l; k.leave(key) }, true
+	default:
+		k.leave(key)
+		return nil, false
+	}
+}
+
+func (k *keyedMutex) enter(key string) chan struct{} {
 	k.mu.Lock()
+	defer k.mu.Unlock()
 	if k.locks == nil {
 		k.locks, k.users = map[string]chan struct{}{}, map[string]int{}
 	}
@@ -180,23 +216,15 @@ func (k *keyedMutex) lock(ctx context.Context, key string) (unlock func(), err e
 		k.locks[key] = l
 	}
 	k.users[key]++
-	k.mu.Unlock()
+	return l
+}
 
-	leave := func() {
-		k.mu.Lock()
-		defer k.mu.Unlock()
-		if k.users[key]--; k.users[key] == 0 {
-			delete(k.locks, key)
-			delete(k.users, key)
-		}
-	}
-	select {
-	case l <- struct{}{}:
-		return func() { <-l; leave() }, nil
-	case <-ctx.Done():
-		leave()
-		return nil, spore.Errorf(spore.CodeBusy, "another operation on %s is still under way", key).
-			WithCause(ctx.Err()).WithHint("try again when it has ended")
+func (k *keyedMutex) leave(key string) {
+	k.mu.Lock()
+	defer k.mu.Unlock()
+	if k.users[key]--; k.users[key] == 0 {
+		delete(k.locks, key)
+		delete(k.users, key)
 	}
 }
 

@@ -3,6 +3,7 @@ package center
 import (
 	"context"
 	"encoding/json"
+	"errors"
 	"sync"
 
 	"github.com/sporevm/spore"
@@ -20,6 +21,9 @@ func (c *Center) Fork(ctx context.Context, key Idempotency, ref string, req Fork
 	if err := checkLife(req.TTL, req.OnEnd, req.Env); err != nil {
 		return nil, err
 	}
+	if err := checkLabels(req.Labels); err != nil {
+		return nil, err
+	}
 	ctx, cancel := context.WithTimeout(ctx, c.opt.OperationTimeout)
 	defer cancel()
 
@@ -34,7 +38,7 @@ func (c *Center) Fork(ctx context.Context, key Idempotency, ref string, req Fork
 	if err != nil {
 		return nil, err
 	}
-	defer c.forking.Delete(from.ID)
+	defer c.forking.Delete(from.ID) // if nothing stands on it by then, it is dropped
 	c.opt.Hook("fork:frozen")
 	j, err := c.newJob(spore.OpFork, from.Kind, from.ID, from.OriginSandbox, req)
 	if err != nil {
@@ -43,6 +47,13 @@ func (c *Center) Fork(ctx context.Context, key Idempotency, ref string, req Fork
 	c.begin(j, spore.PhaseSnapshotting)
 	forks := make([]*spore.Sandbox, req.Count)
 	err = c.store.Update(ctx, func(tx store.Tx) error {
+		// The same request may have come in twice at once, and what is forked may have been deleted since.
+		if earlier, err = replay(tx, key); err != nil || earlier != "" {
+			return err
+		}
+		if from, err = tx.Template(from.ID); err != nil {
+			return err
+		}
 		ids := make([]string, req.Count)
 		for i := range forks {
 			forks[i] = c.newSandbox(req.TTL, req.OnEnd, req.Env, req.Labels)
@@ -51,7 +62,6 @@ func (c *Center) Fork(ctx context.Context, key Idempotency, ref string, req Fork
 				return err
 			}
 		}
-		var err error
 		if j.Result, err = json.Marshal(forkRecord{ids}); err != nil {
 			return err
 		}
@@ -60,12 +70,11 @@ func (c *Center) Fork(ctx context.Context, key Idempotency, ref string, req Fork
 		}
 		return c.remember(tx, key, j.ID)
 	})
-	c.forking.Delete(from.ID)
 	if err != nil {
-		if drop := c.dropEphemeral(context.WithoutCancel(ctx)); drop != nil {
-			c.log.Error("dropping the snapshot of a fork", "snapshot", from.ID, "err", drop)
-		}
 		return nil, err
+	}
+	if earlier != "" {
+		return c.replayFork(ctx, earlier)
 	}
 	c.opt.Hook("fork:reserved")
 
@@ -85,7 +94,8 @@ func (c *Center) Fork(ctx context.Context, key Idempotency, ref string, req Fork
 	}
 	all.Wait()
 	c.opt.Hook("fork:started")
-	return results, c.finishFork(context.WithoutCancel(ctx), j.ID, results)
+	c.finishFork(ctx, j.ID, results)
+	return results, nil
 }
 
 // forkRecord is the result of a FORK job.
@@ -114,25 +124,63 @@ func (c *Center) forkSource(ctx context.Context, ref string) (*spore.Template, e
 	return c.snapshot(ctx, Idempotency{}, s.ID, SnapshotRequest{}, true) // which marks it as forking
 }
 
-func (c *Center) finishFork(ctx context.Context, jobID string, results []ForkResult) error {
+func (c *Center) finishFork(ctx context.Context, jobID string, results []ForkResult) {
 	var failure error
+	failed := 0
 	for _, r := range results {
 		if r.Err != nil {
 			failure = r.Err
+			failed++
 		}
 	}
-	err := c.store.Update(ctx, func(tx store.Tx) error {
-		j, err := tx.Job(jobID)
-		if err != nil {
-			return err
-		}
-		c.finish(j, failure)
-		return tx.UpdateJob(j)
+	c.endFork(ctx, jobID, failure, failed < len(results))
+}
+
+// endFork writes the end of a fork. The request is remembered if it made anything: a retry is then told of it.
+func (c *Center) endFork(ctx context.Context, jobID string, failure error, remember bool) {
+	c.insist(ctx, "record the end of "+jobID, func(ctx context.Context) error {
+		return c.store.Update(ctx, func(tx store.Tx) error {
+			j, err := tx.Job(jobID)
+			if err != nil || !j.Status.Active() {
+				return err
+			}
+			c.finish(j, failure)
+			if err := tx.UpdateJob(j); err != nil || remember {
+				return err
+			}
+			return tx.DropReplay(jobID)
+		})
 	})
-	if err != nil || failure == nil {
+}
+
+// recoverFork ends the fork of a server that died: the forks that had started by then are all there will be.
+func (c *Center) recoverFork(ctx context.Context, j *spore.Job) error {
+	var record forkRecord
+	if err := json.Unmarshal(j.Result, &record); err != nil {
 		return err
 	}
-	return c.dropEphemeral(ctx)
+	started := 0
+	err := c.store.View(ctx, func(tx store.Tx) error {
+		for _, id := range record.Sandboxes {
+			s, err := tx.Sandbox(id)
+			if err != nil && !isNotFound(err) {
+				return err
+			}
+			if err == nil && (s.State != spore.SandboxKilled || s.StateReason == "") {
+				started++
+			}
+		}
+		return nil
+	})
+	if err != nil {
+		return err
+	}
+	var failure error
+	if started < len(record.Sandboxes) {
+		failure = errServerDied
+	}
+	c.endFork(ctx, j.ID, failure, started > 0)
+	return nil
 }
 
 // replayFork answers a fork that was asked for before: the sandboxes it made, as they are now.
@@ -159,30 +207,42 @@ func (c *Center) replayFork(ctx context.Context, jobID string) ([]ForkResult, er
 	return results, nil
 }
 
-// dropEphemeral deletes the snapshots that forks made and that nothing stands on any more.
+// dropEphemeral deletes the snapshots that forks made, or failed to make, and that nothing stands on any more. It goes on
+// with those whose deletion was begun.
 func (c *Center) dropEphemeral(ctx context.Context) error {
 	var idle []string
 	err := c.store.View(ctx, func(tx store.Tx) error {
-		f := store.TemplateFilter{Paging: store.Paging{Limit: 1000}, Status: spore.TemplateReady, Ephemeral: true, EphemeralOnly: true}
-		list, _, err := tx.Templates(f)
-		for _, t := range list {
-			if unused, err := c.unused(tx, t); err != nil {
-				return err
-			} else if unused {
-				idle = append(idle, t.ID)
+		idle = nil
+		for _, status := range []spore.TemplateStatus{spore.TemplateReady, spore.TemplateFailed, spore.TemplateDeleting} {
+			f := store.TemplateFilter{Paging: store.Paging{Limit: 1000}, Status: status, Ephemeral: true, EphemeralOnly: true, Deleted: true}
+			for {
+				list, page, err := tx.Templates(f)
+				if err != nil {
+					return err
+				}
+				for _, t := range list {
+					if unused, err := c.unused(tx, t); err != nil {
+						return err
+					} else if unused {
+						idle = append(idle, t.ID)
+					}
+				}
+				if page.Next == "" {
+					break
+				}
+				f.After = page.Next
 			}
 		}
-		return err
+		return nil
 	})
 	if err != nil {
 		return err
 	}
+	var errs []error
 	for _, id := range idle {
-		if err := c.dropOne(ctx, id); err != nil {
-			return err
-		}
+		errs = append(errs, c.dropOne(ctx, id))
 	}
-	return nil
+	return errors.Join(errs...)
 }
 
 // unused says whether nothing stands on a snapshot, nor is about to.
@@ -198,29 +258,36 @@ func (c *Center) unused(tx store.Tx, t *spore.Template) (bool, error) {
 	return active == nil, err
 }
 
+// dropOne deletes one such snapshot, if it is still unused.
 func (c *Center) dropOne(ctx context.Context, id string) error {
-	mark := func(from, to spore.TemplateStatus, also func(tx store.Tx, t *spore.Template) (bool, error)) (ok bool, err error) {
-		err = c.store.Update(ctx, func(tx store.Tx) error {
-			t, err := tx.Template(id)
-			if err != nil || t.Status != from {
-				return err
-			}
-			if ok, err = also(tx, t); err != nil || !ok {
-				return err
-			}
-			t.Status, t.UpdatedAt = to, c.opt.Now()
-			return tx.UpdateTemplate(t)
-		})
-		return ok, err
-	}
-	if ok, err := mark(spore.TemplateReady, spore.TemplateDeleting, c.unused); err != nil || !ok {
+	dropping := false
+	err := c.store.Update(ctx, func(tx store.Tx) error {
+		dropping = false
+		t, err := tx.Template(id)
+		if err != nil || t.Status == spore.TemplateDeleted {
+			return err
+		}
+		if dropping, err = c.unused(tx, t); err != nil || !dropping {
+			return err
+		}
+		t.Status, t.UpdatedAt = spore.TemplateDeleting, c.opt.Now()
+		return tx.UpdateTemplate(t)
+	})
+	if err != nil || !dropping {
 		return err
 	}
 	if err := c.node.Forget(ctx, id); err != nil && !isNotFound(err) {
 		return err
 	}
-	_, err := mark(spore.TemplateDeleting, spore.TemplateDeleted, func(tx store.Tx, t *spore.Template) (bool, error) {
-		return true, tx.DeleteReplica(t.ID, c.node.ID())
+	return c.store.Update(ctx, func(tx store.Tx) error {
+		t, err := tx.Template(id)
+		if err != nil {
+			return err
+		}
+		t.Status, t.UpdatedAt = spore.TemplateDeleted, c.opt.Now()
+		if err := tx.UpdateTemplate(t); err != nil {
+			return err
+		}
+		return tx.DeleteReplica(id, c.node.ID())
 	})
-	return err
 }

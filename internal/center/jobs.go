@@ -4,6 +4,7 @@ import (
 	"context"
 	"encoding/json"
 	"fmt"
+	"runtime/debug"
 	"time"
 
 	"github.com/sporevm/spore"
@@ -76,7 +77,58 @@ func (c *Center) progress(ctx context.Context, jobID string, phase spore.JobPhas
 const maxAttempts = 8
 
 // runJob runs one queued job to its end; it is what the store's queue calls.
-func (c *Center) runJob(ctx context.Context, jobID string, attempt int, last bool) error {
+func (c *Center) runJob(ctx context.Context, jobID string, attempt int, last bool) (err error) {
+	c.running.Store(jobID, true)
+	defer func() {
+		if v := recover(); v != nil {
+			c.log.Error("a job panicked", "job", jobID, "panic", v, "stack", string(debug.Stack()))
+			err = c.jobFailed(context.WithoutCancel(ctx), ctx, jobID, fmt.Errorf("panic: %v", v), last)
+		}
+		c.running.Delete(jobID)
+		// It may have been asked to end just after it had decided to be tried again.
+		c.insist(ctx, "end "+jobID+" if it is cancelled", func(ctx context.Context) error { return c.endCancelled(ctx, jobID) })
+	}()
+	return c.runAttempt(ctx, jobID, attempt, last)
+}
+
+// endCancelled ends a job that was asked to end and that does not run: nobody else would.
+func (c *Center) endCancelled(ctx context.Context, jobID string) error {
+	if _, runs := c.running.Load(jobID); runs {
+		return nil
+	}
+	j, err := c.Job(ctx, jobID)
+	if err != nil || !j.Status.Active() || !j.CancelAsked {
+		return err
+	}
+	err = c.store.Update(ctx, func(tx store.Tx) error {
+		if j, err = tx.Job(jobID); err != nil || !j.Status.Active() {
+			return err
+		}
+		c.finish(j, context.Canceled)
+		if err := tx.UpdateJob(j); err != nil {
+			return err
+		}
+		return c.failTemplate(tx, j)
+	})
+	if err == nil {
+		c.unmake(ctx, j)
+	}
+	return err
+}
+
+// unmake forgets what a job that failed may have frozen already.
+func (c *Center) unmake(ctx context.Context, j *spore.Job) {
+	if makes(j.Operation) && (j.Status == spore.JobFailed || j.Status == spore.JobCancelled) {
+		c.forget(ctx, j.ResourceID)
+	}
+}
+
+// makes says whether an operation makes the template or snapshot that it is about.
+func makes(op spore.Operation) bool {
+	return op == spore.OpCreate || op == spore.OpCommit || op == spore.OpSnapshotCreate
+}
+
+func (c *Center) runAttempt(ctx context.Context, jobID string, attempt int, last bool) error {
 	var j *spore.Job
 	err := c.store.Update(ctx, func(tx store.Tx) (err error) {
 		if j, err = tx.Job(jobID); err != nil || !j.Status.Active() {
@@ -117,13 +169,37 @@ func (c *Center) runJob(ctx context.Context, jobID string, attempt int, last boo
 // jobFailed decides what becomes of a job whose run failed: it ends, or the queue tries it again. run is the context of
 // the run: when that was ended by the server's stopping, the job stays as it is and resumes with the next server.
 func (c *Center) jobFailed(ctx, run context.Context, jobID string, failure error, last bool) error {
-	again := false
-	err := c.store.Update(ctx, func(tx store.Tx) error {
+	stopped := run.Err() != nil
+	again, err := c.endAttempt(ctx, jobID, failure, stopped, last)
+	if err != nil && last && !stopped { // the queue does not come back to it
+		c.insist(ctx, "record the failure of "+jobID, func(ctx context.Context) error {
+			_, err := c.endAttempt(ctx, jobID, failure, false, true)
+			return err
+		})
+		return failure
+	}
+	if err != nil {
+		return err
+	}
+	if again {
+		return failure
+	}
+	if spore.CodeOf(failure) == spore.CodeInternal {
+		c.log.Error("job failed", "job", jobID, "err", failure)
+	}
+	return nil
+}
+
+// endAttempt ends a job, or says that it is to be tried again.
+func (c *Center) endAttempt(ctx context.Context, jobID string, failure error, stopped, last bool) (again bool, err error) {
+	var ended *spore.Job
+	err = c.store.Update(ctx, func(tx store.Tx) error {
+		again, ended = false, nil
 		j, err := tx.Job(jobID)
 		if err != nil || !j.Status.Active() {
 			return err
 		}
-		if run.Err() != nil && !j.CancelAsked {
+		if stopped && !j.CancelAsked {
 			again = true
 			return nil
 		}
@@ -138,23 +214,18 @@ func (c *Center) jobFailed(ctx, run context.Context, jobID string, failure error
 		if err := tx.AppendJobLog(jobID, spore.LogLine{Time: c.opt.Now(), Level: "error", Message: j.Error.Message}); err != nil {
 			return err
 		}
+		ended = j
 		return c.failTemplate(tx, j)
 	})
-	if err != nil {
-		return err
+	if err == nil && ended != nil {
+		c.unmake(ctx, ended)
 	}
-	if again {
-		return failure
-	}
-	if spore.CodeOf(failure) == spore.CodeInternal {
-		c.log.Error("job failed", "job", jobID, "err", failure)
-	}
-	return nil
+	return again, err
 }
 
 // failTemplate marks what a failed job was to make.
 func (c *Center) failTemplate(tx store.Tx, j *spore.Job) error {
-	if j.Operation != spore.OpCreate && j.Operation != spore.OpCommit && j.Operation != spore.OpSnapshotCreate {
+	if !makes(j.Operation) {
 		return nil
 	}
 	t, err := tx.Template(j.ResourceID)
@@ -233,6 +304,9 @@ func (c *Center) CancelJob(ctx context.Context, id string) (*spore.Job, error) {
 		return j, nil
 	}
 	if err := c.store.CancelWork(ctx, id); err != nil {
+		return nil, err
+	}
+	if err := c.endCancelled(ctx, id); err != nil { // it was waiting to be tried again
 		return nil, err
 	}
 	wait, cancel := context.WithTimeout(ctx, 30*time.Second)

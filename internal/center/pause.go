@@ -2,6 +2,8 @@ package center
 
 import (
 	"context"
+	"errors"
+	"fmt"
 	"strconv"
 	"time"
 
@@ -18,6 +20,11 @@ func (c *Center) PauseSandbox(ctx context.Context, id string) (*spore.Sandbox, e
 		return nil, err
 	}
 	defer unlock()
+	return c.pause(ctx, id)
+}
+
+// pause is PauseSandbox for a caller who holds the sandbox's lock.
+func (c *Center) pause(ctx context.Context, id string) (*spore.Sandbox, error) {
 	s, err := c.Sandbox(ctx, id)
 	if err != nil {
 		return nil, err
@@ -25,6 +32,7 @@ func (c *Center) PauseSandbox(ctx context.Context, id string) (*spore.Sandbox, e
 	if err := mustRun(s, "paused"); err != nil {
 		return nil, err
 	}
+	generation := s.Generation
 	frozenID := "pause-" + s.ID + "-" + strconv.Itoa(s.Generation)
 	if _, err := c.node.Suspend(ctx, s, frozenID, s.TemplateID); err != nil {
 		return nil, err
@@ -39,16 +47,22 @@ func (c *Center) PauseSandbox(ctx context.Context, id string) (*spore.Sandbox, e
 	})
 	if err != nil {
 		back := context.WithoutCancel(ctx)
-		if wake := c.node.Wake(back, id, s.Generation); wake != nil {
+		if wake := c.node.Wake(back, id, generation); wake != nil {
 			c.log.Error("waking a sandbox whose pause could not be recorded", "sandbox", id, "err", wake)
 		}
-		if forget := c.node.Forget(back, frozenID); forget != nil {
-			c.log.Error("forgetting a pause that could not be recorded", "sandbox", id, "err", forget)
-		}
+		c.forget(back, frozenID)
 		return nil, err
 	}
 	c.opt.Hook("pause:recorded")
-	return s, c.node.Settle(context.WithoutCancel(ctx), id, 0)
+	c.settle(ctx, id, 0)
+	return s, nil
+}
+
+// settle ends the generations of a sandbox that the rows no longer speak of. The node goes on with one that does not end.
+func (c *Center) settle(ctx context.Context, id string, keep int) {
+	if err := c.node.Settle(context.WithoutCancel(ctx), id, keep); err != nil {
+		c.log.Error("ending the VMs that a sandbox has left", "sandbox", id, "err", err)
+	}
 }
 
 // ResumeSandbox brings a paused sandbox back. ttl, when given, sets its end anew; one that was paused because its time
@@ -80,57 +94,60 @@ func (c *Center) ResumeSandbox(ctx context.Context, id string, ttl *time.Duratio
 		return nil, err
 	}
 	if err := c.node.Start(ctx, &next, s.FrozenID); err != nil {
-		return nil, c.dropGeneration(context.WithoutCancel(ctx), s, next.Generation, err)
+		return nil, c.dropGeneration(ctx, s, next.Generation, err)
 	}
 	c.opt.Hook("resume:started")
-	now := c.opt.Now()
-	next.State, next.FrozenID, next.UpdatedAt = spore.SandboxRunning, "", now
-	if ttl != nil && *ttl > 0 {
-		next.EndsAt = now.Add(*ttl)
-	} else if ttl != nil || s.Expired(now) {
-		next.EndsAt = time.Time{}
-	}
-	if err := c.switchTo(ctx, &next, nil); err != nil {
-		return nil, c.dropGeneration(context.WithoutCancel(ctx), s, next.Generation, err)
+	next.State, next.FrozenID = spore.SandboxRunning, ""
+	err = c.switchTo(ctx, &next, func(store.Tx) error {
+		switch now := next.UpdatedAt; {
+		case ttl != nil && *ttl > 0:
+			next.EndsAt = now.Add(*ttl)
+		case ttl != nil || next.Expired(now):
+			next.EndsAt = time.Time{}
+		}
+		return nil
+	})
+	if err != nil {
+		return nil, c.dropGeneration(ctx, s, next.Generation, err)
 	}
 	c.opt.Hook("resume:recorded")
-	if err := c.node.Forget(context.WithoutCancel(ctx), s.FrozenID); err != nil {
-		c.log.Error("forgetting a pause that is over", "sandbox", id, "err", err)
-	}
+	c.forget(ctx, s.FrozenID)
 	return &next, nil
 }
 
-// switchTo writes that a sandbox is now its next generation, and moves its refs in the same transaction.
+// switchTo writes that a sandbox is now its next generation, and moves its refs in the same transaction. also may change
+// next once more; by then next has the end that the sandbox may have been given while its VM was made.
 func (c *Center) switchTo(ctx context.Context, next *spore.Sandbox, also func(tx store.Tx) error) error {
 	return c.store.Update(ctx, func(tx store.Tx) error {
-		if _, err := liveSandbox(tx, next.ID); err != nil {
+		s, err := liveSandbox(tx, next.ID)
+		if err != nil {
+			return err
+		}
+		next.EndsAt, next.OnEnd, next.UpdatedAt = s.EndsAt, s.OnEnd, c.opt.Now()
+		if err := also(tx); err != nil {
 			return err
 		}
 		if err := tx.UpdateSandbox(next); err != nil {
 			return err
 		}
-		if err := c.moveRefs(tx, next.ID, next.Generation, "switched to another state"); err != nil {
-			return err
-		}
-		if also != nil {
-			return also(tx)
-		}
-		return nil
+		return c.moveRefs(tx, next.ID, next.Generation, "switched to another state")
 	})
 }
 
 // dropGeneration undoes a generation that did not come to pass: the sandbox stays what it was. It answers cause.
 func (c *Center) dropGeneration(ctx context.Context, s *spore.Sandbox, generation int, cause error) error {
-	keep := s.Generation
-	if s.State != spore.SandboxRunning {
-		keep = 0
-	}
-	if err := c.node.Settle(ctx, s.ID, keep); err != nil {
-		c.log.Error("dropping a generation", "sandbox", s.ID, "generation", generation, "err", err)
-	}
-	err := c.store.Update(ctx, func(tx store.Tx) error { return c.moveRefs(tx, s.ID, s.Generation, "did not start") })
-	if err != nil {
-		c.log.Error("releasing a ref", "sandbox", s.ID, "generation", generation, "err", err)
-	}
+	c.settle(ctx, s.ID, s.Generation)
+	c.insist(ctx, fmt.Sprintf("release generation %d of %s", generation, s.ID), func(ctx context.Context) error {
+		return c.store.Update(ctx, func(tx store.Tx) error {
+			refs, err := tx.Refs("", s.ID, spore.RefReserved)
+			for _, r := range refs {
+				if r.SandboxGen == generation {
+					r.Status, r.Reason, r.ReleasedAt = spore.RefReleased, "did not start", c.opt.Now()
+					err = errors.Join(err, tx.PutRef(r))
+				}
+			}
+			return err
+		})
+	})
 	return cause
 }

@@ -3,7 +3,6 @@ package center
 import (
 	"context"
 	"encoding/json"
-	"errors"
 
 	"github.com/sporevm/spore"
 	"github.com/sporevm/spore/internal/store"
@@ -30,9 +29,7 @@ func (c *Center) recoverSandboxes(ctx context.Context) error {
 		return err
 	}
 	for _, s := range creating {
-		if err := c.giveUp(ctx, s, errServerDied); !errors.Is(err, errServerDied) {
-			return err
-		}
+		_ = c.giveUp(ctx, s.ID, errServerDied) // which it answers
 	}
 	running, err := c.allSandboxes(ctx, spore.SandboxRunning)
 	if err != nil {
@@ -100,10 +97,8 @@ func (c *Center) recoverJobs(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
-	for _, j := range active {
-		if err := c.recoverJob(ctx, j); err != nil {
-			return err
-		}
+	for _, j := range active { // what is wrong with one must not keep the server from starting
+		c.insist(ctx, "settle job "+j.ID, func(ctx context.Context) error { return c.recoverJob(ctx, j) })
 	}
 	return nil
 }
@@ -116,28 +111,15 @@ func (c *Center) recoverJob(ctx context.Context, j *spore.Job) error {
 			_, err = c.registerSnapshot(ctx, j.ID, j.ResourceID, f)
 			return err
 		}
-		c.failDirect(ctx, j.ID, errServerDied)
+		_ = c.failDirect(ctx, j.ID, errServerDied) // which it answers
 	case spore.OpSnapshotRollback:
 		return c.recoverRollback(ctx, j)
 	case spore.OpDelete, spore.OpSnapshotDelete:
-		return c.finishDelete(ctx, j.ID)
+		c.finishDelete(ctx, j.ID)
 	case spore.OpFork:
-		c.dropReplayOf(ctx, j.ID)
-		c.failDirect(ctx, j.ID, errServerDied)
+		return c.recoverFork(ctx, j)
 	default:
-		if j.CancelAsked {
-			return c.store.Update(ctx, func(tx store.Tx) error {
-				now, err := tx.Job(j.ID)
-				if err != nil {
-					return err
-				}
-				c.finish(now, context.Canceled)
-				if err := tx.UpdateJob(now); err != nil {
-					return err
-				}
-				return c.failTemplate(tx, now)
-			})
-		}
+		return c.endCancelled(ctx, j.ID)
 	}
 	return nil
 }
@@ -166,8 +148,8 @@ func (c *Center) recoverRollback(ctx context.Context, j *spore.Job) error {
 	})
 }
 
-// forgetStrays removes frozen states that no row speaks of, such as the capture of a pause that was not recorded, and
-// finishes deletions.
+// forgetStrays removes frozen states that no row speaks of, such as the capture of a pause that was not recorded, or
+// whose row says that they are not to be.
 func (c *Center) forgetStrays(ctx context.Context) error {
 	ids, err := c.node.FrozenIDs(ctx)
 	if err != nil {
@@ -193,9 +175,7 @@ func (c *Center) forgetStrays(ctx context.Context) error {
 			continue
 		}
 		c.log.Info("forgetting a frozen state that nothing names", "id", id)
-		if err := c.node.Forget(ctx, id); err != nil && !isNotFound(err) {
-			return err
-		}
+		c.forget(ctx, id)
 	}
 	return nil
 }

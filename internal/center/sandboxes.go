@@ -4,6 +4,7 @@ import (
 	"context"
 	"net/http"
 	"slices"
+	"strings"
 	"time"
 
 	"github.com/sporevm/spore"
@@ -21,6 +22,11 @@ func (c *Center) CreateSandbox(ctx context.Context, key Idempotency, req CreateR
 	if err := checkLife(req.TTL, req.OnEnd, req.Env); err != nil {
 		return nil, err
 	}
+	if err := checkLabels(req.Labels); err != nil {
+		return nil, err
+	}
+	ctx, cancel := context.WithTimeout(ctx, c.opt.OperationTimeout)
+	defer cancel()
 	s := c.newSandbox(req.TTL, req.OnEnd, req.Env, req.Labels)
 	replayed := ""
 	err := c.store.Update(ctx, func(tx store.Tx) (err error) {
@@ -45,6 +51,25 @@ func (c *Center) CreateSandbox(ctx context.Context, key Idempotency, req CreateR
 	return c.launch(ctx, s, req.TTL)
 }
 
+const (
+	maxLabels   = 64
+	maxLabel    = 1024 // bytes of a key or a value
+	maxEnv      = 1024
+	maxEnvBytes = 256 << 10 // of all names and values
+)
+
+func checkLabels(labels map[string]string) error {
+	if len(labels) > maxLabels {
+		return spore.Invalidf("labels", "there are %d", len(labels)).WithHint("at most %d", maxLabels)
+	}
+	for k, v := range labels {
+		if k == "" || len(k) > maxLabel || len(v) > maxLabel {
+			return spore.Invalidf("labels", "%.60q is empty, or its key or value is too long", k).WithHint("at most %d bytes each", maxLabel)
+		}
+	}
+	return nil
+}
+
 func checkLife(ttl time.Duration, onEnd spore.EndAction, env map[string]string) error {
 	switch {
 	case ttl < 0 || ttl > maxTTL:
@@ -54,6 +79,9 @@ func checkLife(ttl time.Duration, onEnd spore.EndAction, env map[string]string) 
 	}
 	list := make([]string, 0, len(env))
 	for k, v := range env {
+		if strings.Contains(k, "=") {
+			return spore.Invalidf("env", "the name %.60q contains an equals sign", k)
+		}
 		list = append(list, k+"="+v)
 	}
 	return checkEnv("env", list)
@@ -100,19 +128,27 @@ func (c *Center) newRef(s *spore.Sandbox) *spore.RuntimeRef {
 func (c *Center) launch(ctx context.Context, s *spore.Sandbox, ttl time.Duration) (*spore.Sandbox, error) {
 	unlock, err := c.sandboxes.lock(ctx, s.ID)
 	if err != nil {
-		return nil, err
+		return nil, c.giveUp(ctx, s.ID, err)
 	}
 	defer unlock()
 	c.opt.Hook("create:reserved")
+	if _, err := c.Sandbox(ctx, s.ID); err != nil { // killed before it came to be
+		return nil, c.giveUp(ctx, s.ID, err)
+	}
 	if err := c.node.Start(ctx, s, s.TemplateID); err != nil {
-		return nil, c.giveUp(context.WithoutCancel(ctx), s, err)
+		return nil, c.giveUp(ctx, s.ID, err)
 	}
 	c.opt.Hook("create:started")
+	asked := s.EndsAt
 	err = c.store.Update(context.WithoutCancel(ctx), func(tx store.Tx) error {
-		now := c.opt.Now()
-		s.State, s.UpdatedAt = spore.SandboxRunning, now
-		if ttl > 0 {
-			s.EndsAt = now.Add(ttl)
+		now, err := liveSandbox(tx, s.ID)
+		if err != nil {
+			return err
+		}
+		*s = *now
+		s.State, s.UpdatedAt = spore.SandboxRunning, c.opt.Now()
+		if ttl > 0 && s.EndsAt.Equal(asked) { // its time begins now, unless it was given another end meanwhile
+			s.EndsAt = s.UpdatedAt.Add(ttl)
 		}
 		if err := tx.UpdateSandbox(s); err != nil {
 			return err
@@ -120,7 +156,7 @@ func (c *Center) launch(ctx context.Context, s *spore.Sandbox, ttl time.Duration
 		return c.moveRefs(tx, s.ID, s.Generation, "")
 	})
 	if err != nil {
-		return nil, c.giveUp(context.WithoutCancel(ctx), s, err)
+		return nil, c.giveUp(ctx, s.ID, err)
 	}
 	return s, nil
 }
@@ -147,34 +183,36 @@ func (c *Center) moveRefs(tx store.Tx, sandboxID string, generation int, reason 
 	return nil
 }
 
-// releaseAll lets go of everything a sandbox stood on, and answers the ephemeral snapshots that nothing stands on now.
+// releaseAll lets go of everything a sandbox stood on.
 func (c *Center) releaseAll(tx store.Tx, sandboxID, reason string) error {
 	return c.moveRefs(tx, sandboxID, -1, reason)
 }
 
 // giveUp undoes a create that did not come to pass and answers why. The request's key is forgotten, so that a retry
 // tries again instead of being told of the old failure.
-func (c *Center) giveUp(ctx context.Context, s *spore.Sandbox, cause error) error {
-	if err := c.node.Settle(ctx, s.ID, 0); err != nil {
-		c.log.Error("ending a sandbox that did not start", "sandbox", s.ID, "err", err)
-	}
-	err := c.store.Update(ctx, func(tx store.Tx) error {
-		s.State, s.StateReason, s.UpdatedAt = spore.SandboxKilled, spore.AsError(cause).Message, c.opt.Now()
-		if err := tx.UpdateSandbox(s); err != nil {
-			return err
-		}
-		if err := tx.DropReplay(s.ID); err != nil {
-			return err
-		}
-		return c.releaseAll(tx, s.ID, "create failed")
+func (c *Center) giveUp(ctx context.Context, id string, cause error) error {
+	c.settle(ctx, id, 0)
+	c.insist(ctx, "record that "+id+" did not start", func(ctx context.Context) error {
+		return c.store.Update(ctx, func(tx store.Tx) error {
+			s, err := tx.Sandbox(id)
+			if err != nil || s.State != spore.SandboxCreating {
+				return err
+			}
+			s.State, s.StateReason, s.UpdatedAt = spore.SandboxKilled, spore.AsError(cause).Message, c.opt.Now()
+			if err := tx.UpdateSandbox(s); err != nil {
+				return err
+			}
+			if err := tx.DropReplay(id); err != nil {
+				return err
+			}
+			return c.releaseAll(tx, id, "create failed")
+		})
 	})
-	if err != nil {
-		c.log.Error("recording a sandbox that did not start", "sandbox", s.ID, "err", err)
-	}
 	return cause
 }
 
-// settled waits until a sandbox that another request is creating has come to be, or not.
+// settled waits until a sandbox that another request is creating has come to be, or not. Only one that did not come to be
+// is KILLED with a reason.
 func (c *Center) settled(ctx context.Context, id string) (s *spore.Sandbox, err error) {
 	err = c.await(ctx, func(tx store.Tx) (bool, error) {
 		if s, err = tx.Sandbox(id); err != nil {
@@ -254,33 +292,36 @@ func (c *Center) KillSandbox(ctx context.Context, id string) error {
 		return err
 	}
 	defer unlock()
-	frozenID := ""
-	err = c.store.Update(ctx, func(tx store.Tx) error {
+	return c.kill(ctx, id, func(*spore.Sandbox) bool { return true })
+}
+
+// kill is KillSandbox for a caller who holds the sandbox's lock, and only if the sandbox is still one that due wants ended.
+func (c *Center) kill(ctx context.Context, id string, due func(*spore.Sandbox) bool) error {
+	frozenID, killed := "", false
+	err := c.store.Update(ctx, func(tx store.Tx) error {
 		s, err := liveSandbox(tx, id)
 		if err != nil {
 			return err
 		}
+		if killed = due(s); !killed {
+			return nil
+		}
 		frozenID, s.FrozenID = s.FrozenID, ""
-		s.State, s.UpdatedAt = spore.SandboxKilled, c.opt.Now()
+		s.State, s.StateReason, s.UpdatedAt = spore.SandboxKilled, "", c.opt.Now()
 		if err := tx.UpdateSandbox(s); err != nil {
 			return err
 		}
 		return c.releaseAll(tx, id, "sandbox killed")
 	})
-	if err != nil {
+	if err != nil || !killed {
 		return err
 	}
+	c.notBefore.Delete(id)
 	c.opt.Hook("kill:recorded")
-	ctx = context.WithoutCancel(ctx)
 	if frozenID != "" {
-		if err := c.node.Forget(ctx, frozenID); err != nil && !isNotFound(err) {
-			return err
-		}
+		c.forget(ctx, frozenID)
 	}
-	if err := c.node.Settle(ctx, id, 0); err != nil {
-		return err
-	}
-	return c.dropEphemeral(ctx)
+	return c.node.Settle(context.WithoutCancel(ctx), id, 0)
 }
 
 // ExtendSandbox sets a sandbox's end to ttl from now; 0 is no end.

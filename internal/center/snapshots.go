@@ -15,6 +15,9 @@ func (c *Center) CreateSnapshot(ctx context.Context, key Idempotency, sandboxID 
 			return nil, err
 		}
 	}
+	if err := checkLabels(req.Labels); err != nil {
+		return nil, err
+	}
 	ctx, cancel := context.WithTimeout(ctx, c.opt.OperationTimeout)
 	defer cancel()
 	unlock, err := c.sandboxes.lock(ctx, sandboxID)
@@ -81,10 +84,14 @@ func (c *Center) snapshot(ctx context.Context, key Idempotency, sandboxID string
 	c.opt.Hook("snapshot:recorded")
 	f, err := c.node.Freeze(ctx, s, t.ID, t.ParentID)
 	if err != nil {
-		return nil, c.failDirect(context.WithoutCancel(ctx), j.ID, err)
+		return nil, c.failDirect(ctx, j.ID, err)
 	}
 	c.opt.Hook("snapshot:frozen")
-	return c.registerSnapshot(context.WithoutCancel(ctx), j.ID, t.ID, f)
+	made, err = c.registerSnapshot(context.WithoutCancel(ctx), j.ID, t.ID, f)
+	if err != nil {
+		return nil, c.failDirect(ctx, j.ID, err)
+	}
+	return made, nil
 }
 
 // registerSnapshot writes the end of a capture that is on disk.
@@ -134,25 +141,35 @@ func (c *Center) queueFlatten(tx store.Tx, t *spore.Template) error {
 }
 
 // failDirect ends a job whose caller is waiting with the error that the caller gets. The request's key is forgotten, so
-// that a retry tries again.
+// that a retry tries again, and so is what was to become of it.
 func (c *Center) failDirect(ctx context.Context, jobID string, cause error) error {
-	err := c.store.Update(ctx, func(tx store.Tx) error {
-		j, err := tx.Job(jobID)
-		if err != nil || !j.Status.Active() {
-			return err
+	c.insist(ctx, "record the failure of "+jobID, func(ctx context.Context) error {
+		var failed *spore.Job
+		err := c.store.Update(ctx, func(tx store.Tx) error {
+			failed = nil
+			j, err := tx.Job(jobID)
+			if err != nil || !j.Status.Active() {
+				return err
+			}
+			c.finish(j, cause)
+			if err := tx.UpdateJob(j); err != nil {
+				return err
+			}
+			made := j.ID // what a request is remembered to have made
+			if j.Operation == spore.OpSnapshotCreate {
+				made = j.ResourceID
+			}
+			if err := tx.DropReplay(made); err != nil {
+				return err
+			}
+			failed = j
+			return c.failTemplate(tx, j)
+		})
+		if err == nil && failed != nil && failed.Operation == spore.OpSnapshotCreate {
+			c.forget(ctx, failed.ResourceID)
 		}
-		c.finish(j, cause)
-		if err := tx.UpdateJob(j); err != nil {
-			return err
-		}
-		if err := tx.DropReplay(j.ResourceID); err != nil {
-			return err
-		}
-		return c.failTemplate(tx, j)
+		return err
 	})
-	if err != nil {
-		c.log.Error("recording the end of a job", "job", jobID, "err", err)
-	}
 	return cause
 }
 
@@ -208,8 +225,6 @@ func (c *Center) Rollback(ctx context.Context, key Idempotency, sandboxID, snaps
 	}
 	c.opt.Hook("rollback:reserved")
 	undo := func(cause error) error {
-		ctx := context.WithoutCancel(ctx)
-		c.dropReplayOf(ctx, j.ID)
 		return c.dropGeneration(ctx, s, next.Generation, c.failDirect(ctx, j.ID, cause))
 	}
 	if err := c.progress(ctx, j.ID, spore.PhaseRollbackDriving, 25, nil); err != nil {
@@ -231,15 +246,6 @@ func (c *Center) Rollback(ctx context.Context, key Idempotency, sandboxID, snaps
 		return nil, undo(err)
 	}
 	c.opt.Hook("rollback:recorded")
-	ctx = context.WithoutCancel(ctx)
-	if err := c.node.Settle(ctx, next.ID, next.Generation); err != nil {
-		return nil, err
-	}
-	return &next, c.dropEphemeral(ctx)
-}
-
-func (c *Center) dropReplayOf(ctx context.Context, resourceID string) {
-	if err := c.store.Update(ctx, func(tx store.Tx) error { return tx.DropReplay(resourceID) }); err != nil {
-		c.log.Error("forgetting a request", "resource", resourceID, "err", err)
-	}
+	c.settle(ctx, next.ID, next.Generation)
+	return &next, nil
 }

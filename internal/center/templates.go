@@ -47,14 +47,24 @@ func (c *Center) checkBuild(req *BuildRequest) error {
 	if err := checkEnv("process.env", req.Process.Env); err != nil {
 		return err
 	}
+	if err := checkLabels(req.Labels); err != nil {
+		return err
+	}
 	return req.Readiness.Validate()
 }
 
 func checkEnv(field string, env []string) error {
+	size := 0
 	for _, kv := range env {
-		if name, _, ok := strings.Cut(kv, "="); !ok || name == "" || strings.ContainsRune(kv, 0) {
-			return spore.Invalidf(field, "%q is not KEY=VALUE", kv)
+		name, _, ok := strings.Cut(kv, "=")
+		if !ok || name == "" || strings.ContainsRune(kv, 0) {
+			return spore.Invalidf(field, "%.60q is not the name of a variable, or its value holds a zero byte", name) // values may be secret
 		}
+		size += len(kv)
+	}
+	if len(env) > maxEnv || size > maxEnvBytes {
+		return spore.Invalidf(field, "%d variables of %d bytes in all are too many", len(env), size).
+			WithHint("at most %d, of %d bytes", maxEnv, maxEnvBytes)
 	}
 	return nil
 }
@@ -62,6 +72,9 @@ func checkEnv(field string, env []string) error {
 // CommitSandbox records a template to be made of a running sandbox and queues the making of it.
 func (c *Center) CommitSandbox(ctx context.Context, key Idempotency, sandboxID string, req CommitRequest) (*spore.Template, *spore.Job, error) {
 	if err := spore.ValidateName("name", req.Name); err != nil {
+		return nil, nil, err
+	}
+	if err := checkLabels(req.Labels); err != nil {
 		return nil, nil, err
 	}
 	t := &spore.Template{
@@ -197,7 +210,8 @@ func (c *Center) Templates(ctx context.Context, q TemplateQuery) (list []*spore.
 }
 
 // DeleteTemplate deletes a template or snapshot. It does not break what stands on it: the bytes that running sandboxes
-// and other templates need stay until they are gone, and HeldBy says who they are.
+// and other templates need stay until they are gone, and HeldBy says who they are. Once it is recorded it is deleted for
+// everybody; when the node cannot drop it right away, its job goes on.
 func (c *Center) DeleteTemplate(ctx context.Context, ref string, dryRun bool) (*Deletion, error) {
 	t, err := c.Template(ctx, ref)
 	if err != nil {
@@ -260,17 +274,22 @@ func (c *Center) DeleteTemplate(ctx context.Context, ref string, dryRun bool) (*
 		return nil, err
 	}
 	c.opt.Hook("delete:recorded")
-	return d, c.finishDelete(ctx, j.ID)
+	c.finishDelete(ctx, j.ID)
+	return d, nil
 }
 
-// finishDelete carries a recorded delete to its end; it may be run again at any time.
-func (c *Center) finishDelete(ctx context.Context, jobID string) error {
+// finishDelete carries a recorded delete to its end.
+func (c *Center) finishDelete(ctx context.Context, jobID string) {
+	c.insist(ctx, "finish the delete "+jobID, func(ctx context.Context) error { return c.finishDeleteOnce(ctx, jobID) })
+}
+
+func (c *Center) finishDeleteOnce(ctx context.Context, jobID string) error {
 	j, err := c.Job(ctx, jobID)
-	if err != nil {
+	if err != nil || !j.Status.Active() {
 		return err
 	}
 	if err := c.node.Forget(ctx, j.ResourceID); err != nil && !isNotFound(err) {
-		return c.failDirect(ctx, j.ID, err)
+		return err
 	}
 	c.opt.Hook("delete:forgotten")
 	return c.store.Update(ctx, func(tx store.Tx) error {

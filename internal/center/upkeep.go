@@ -8,61 +8,28 @@ import (
 	"github.com/sporevm/spore/internal/store"
 )
 
-// sandboxExited writes that the VM of a sandbox ended by itself. An exit of a generation that no longer counts is none.
+// sandboxExited writes that the VM of a sandbox ended by itself. It waits for what is being done to the sandbox: only then
+// is it clear which generation counts. An exit of another one is none.
 func (c *Center) sandboxExited(id string, generation int, reason string) {
-	ctx := context.Background()
-	err := c.store.Update(ctx, func(tx store.Tx) error {
-		s, err := tx.Sandbox(id)
-		if err != nil || s.Generation != generation || s.State != spore.SandboxRunning {
-			return err
-		}
-		s.State, s.StateReason, s.UpdatedAt = spore.SandboxFailed, reason, c.opt.Now()
-		return tx.UpdateSandbox(s)
-	})
-	if err != nil && !isNotFound(err) {
-		c.log.Error("recording the end of a VM", "sandbox", id, "err", err)
+	unlock, err := c.sandboxes.lock(c.life, id)
+	if err != nil {
+		return // the server stops; the next one sees for itself that the VM is gone
 	}
+	defer unlock()
 	c.log.Warn("a VM ended by itself", "sandbox", id, "generation", generation, "reason", reason)
-}
-
-// endExpired kills or pauses the sandboxes whose time is up. A paused one that is to be paused waits to be resumed.
-func (c *Center) endExpired(ctx context.Context) error {
-	var due []*spore.Sandbox
-	err := c.store.View(ctx, func(tx store.Tx) error {
-		f := store.SandboxFilter{
-			Paging: store.Paging{Limit: 1000}, EndsBefore: c.opt.Now(),
-			States: []spore.SandboxState{spore.SandboxRunning, spore.SandboxPaused, spore.SandboxFailed},
-		}
-		for {
-			list, page, err := tx.Sandboxes(f)
-			if err != nil {
-				return err
-			}
-			for _, s := range list {
-				if s.State != spore.SandboxPaused || s.OnEnd != spore.EndPause {
-					due = append(due, s)
-				}
-			}
-			if page.Next == "" {
+	c.insist(c.life, "record the end of the VM of "+id, func(ctx context.Context) error {
+		return c.store.Update(ctx, func(tx store.Tx) error {
+			s, err := tx.Sandbox(id)
+			if isNotFound(err) {
 				return nil
 			}
-			f.After = page.Next
-		}
+			if err != nil || s.Generation != generation || s.State != spore.SandboxRunning {
+				return err
+			}
+			s.State, s.StateReason, s.UpdatedAt = spore.SandboxFailed, reason, c.opt.Now()
+			return tx.UpdateSandbox(s)
+		})
 	})
-	if err != nil {
-		return err
-	}
-	for _, s := range due {
-		if s.OnEnd == spore.EndPause && s.State == spore.SandboxRunning {
-			_, err = c.PauseSandbox(ctx, s.ID)
-		} else {
-			err = c.KillSandbox(ctx, s.ID)
-		}
-		if err != nil && !isNotFound(err) && ctx.Err() == nil {
-			c.log.Error("ending a sandbox whose time is up", "sandbox", s.ID, "err", err)
-		}
-	}
-	return c.dropEphemeral(ctx)
 }
 
 // Check looks for damage in rows and bytes. It changes nothing.
