@@ -121,18 +121,7 @@ func (f *Files) url(path string) string {
 
 func (f *Files) do(r *http.Request, path string) (*http.Response, error) {
 	setUser(r.Header, f.user)
-	resp, err := f.sandbox.http.Do(r)
-	if err != nil {
-		if ctxErr := r.Context().Err(); ctxErr != nil {
-			return nil, canceled(ctxErr)
-		}
-		return nil, agentError(err)
-	}
-	if resp.StatusCode/100 != 2 {
-		defer resp.Body.Close()
-		return nil, fileError(resp, path)
-	}
-	return resp, nil
+	return f.sandbox.do(r, path)
 }
 
 // Open reads a file's contents, streamed. The caller closes the reader. A file that does not exist is

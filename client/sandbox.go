@@ -1,11 +1,13 @@
 package client
 
 import (
+	"context"
 	"encoding/json"
 	"errors"
 	"io"
 	"net/http"
 	"net/url"
+	"strconv"
 
 	"connectrpc.com/connect"
 
@@ -61,6 +63,44 @@ func setUser(h http.Header, user string) {
 	if user != "" {
 		h.Set(userHeader, user)
 	}
+}
+
+// FollowLogs copies to w the newest limit bytes of what the image's own process printed, and what it prints from then on,
+// until it ends or ctx does. A limit of 0 is all that the sandbox has kept.
+func (s *Sandbox) FollowLogs(ctx context.Context, limit int, w io.Writer) error {
+	target := s.agent + "/logs?follow=true"
+	if limit > 0 {
+		target += "&tail=" + strconv.Itoa(limit)
+	}
+	r, err := http.NewRequestWithContext(ctx, http.MethodGet, target, nil)
+	if err != nil {
+		return err
+	}
+	resp, err := s.do(r, "the log")
+	if err != nil {
+		return err
+	}
+	defer resp.Body.Close()
+	if _, err = io.Copy(w, resp.Body); err != nil && ctx.Err() != nil {
+		return canceled(ctx.Err())
+	}
+	return err
+}
+
+// do sends a request that is none of the services' to the agent; about names what it is about.
+func (s *Sandbox) do(r *http.Request, about string) (*http.Response, error) {
+	resp, err := s.http.Do(r)
+	if err != nil {
+		if ctxErr := r.Context().Err(); ctxErr != nil {
+			return nil, canceled(ctxErr)
+		}
+		return nil, agentError(err)
+	}
+	if resp.StatusCode/100 != 2 {
+		defer resp.Body.Close()
+		return nil, fileError(resp, about)
+	}
+	return resp, nil
 }
 
 var codeOfConnect = map[connect.Code]spore.Code{

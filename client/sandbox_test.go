@@ -7,15 +7,18 @@ import (
 	"io"
 	"io/fs"
 	"net/http"
+	"net/http/httptest"
 	"os"
 	"path/filepath"
 	"strings"
 	"syscall"
 	"testing"
+	"time"
 
 	"github.com/sporevm/spore"
 	"github.com/sporevm/spore/api"
 	"github.com/sporevm/spore/client"
+	"github.com/sporevm/spore/internal/agent"
 	"github.com/sporevm/spore/internal/gateway/gatewaytest"
 )
 
@@ -387,5 +390,35 @@ func TestFullDisk(t *testing.T) {
 		if spore.CodeOf(err) != spore.CodeNoSpace || !strings.Contains(err.Error(), "disk is full") {
 			t.Fatalf("%#v", err)
 		}
+	}
+}
+
+func TestFollowLogs(t *testing.T) {
+	s, svc := newSandbox(t)
+	h := agent.New(agent.Options{Reaper: agent.NewReaper(false)}).Handler()
+	svc.AgentTransport = gatewaytest.Guest(t, h)
+	config := `{"entrypoint": ["/bin/sh", "-c", "echo one; echo two; sleep 0.05; echo three"]}`
+	w := httptest.NewRecorder()
+	h.ServeHTTP(w, httptest.NewRequestWithContext(t.Context(), http.MethodPost, "/configure", strings.NewReader(config)))
+	if w.Code != http.StatusOK {
+		t.Fatal(w.Code, w.Body)
+	}
+	var out bytes.Buffer
+	if err := s.FollowLogs(t.Context(), 0, &out); err != nil {
+		t.Fatal(err)
+	}
+	const end = "one\ntwo\nthree\n[the image's command has ended: exit status 0]\n"
+	if out.String() != end {
+		t.Errorf("%q", out.String())
+	}
+	out.Reset()
+	if err := s.FollowLogs(t.Context(), 10, &out); err != nil || out.String() != end[len(end)-10:] {
+		t.Errorf("%q, %v", out.String(), err)
+	}
+	ctx, cancel := context.WithCancel(t.Context())
+	svc.AgentTransport = gatewaytest.Agent(t) // which has nothing to say, ever
+	time.AfterFunc(10*time.Millisecond, cancel)
+	if err := s.FollowLogs(ctx, 0, &out); spore.CodeOf(err) != spore.CodeCanceled {
+		t.Error(err)
 	}
 }

@@ -289,6 +289,7 @@ func TestCompletion(t *testing.T) {
 		{"kvm", "", []string{"serve", "--accel", ""}},
 		{"python", "", []string{"sandbox", "ls", "--template", ""}},
 		{":4", "python", []string{"template", "show", "python", ""}},
+		{":4", box, []string{"sandbox", "rm", box, ""}}, // once is enough
 		{"fsck", "", []string{""}},
 	} {
 		o := s.want(0, append([]string{"__complete"}, c.args...)...)

@@ -4,6 +4,7 @@ import (
 	"context"
 	"iter"
 	"slices"
+	"strings"
 	"time"
 
 	"github.com/spf13/cobra"
@@ -66,7 +67,7 @@ func (a *app) complete(by ...completer) func(*cobra.Command, []string, string) (
 			if err != nil {
 				return nil, cobra.ShellCompDirectiveError
 			}
-			if !slices.Contains(args, word) {
+			if plain, _, _ := strings.Cut(word, "\t"); !slices.Contains(args, plain) {
 				found = append(found, word)
 			}
 			if len(found) >= maxCompletions {

@@ -128,7 +128,7 @@ func withTerm(env map[string]string, kind string) map[string]string {
 	return out
 }
 
-// patience is how many interrupts a command may ignore.
+// patience is the interrupt that kills the command. One more gives up on seeing it end.
 const patience = 3
 
 func (a *app) attend(ctx context.Context, cmd *client.Command, t *terminal, signals <-chan os.Signal, kill func()) error {
@@ -150,9 +150,12 @@ func (a *app) attend(ctx context.Context, cmd *client.Command, t *terminal, sign
 				if s == syscall.SIGINT || s == syscall.SIGTERM {
 					interrupts++
 				}
-				if interrupts >= patience {
+				if interrupts > patience {
 					kill()
 					return
+				}
+				if interrupts == patience {
+					s = syscall.SIGKILL
 				}
 				// A command that has ended needs no signal.
 				cmd.Signal(ctx, s.(syscall.Signal))

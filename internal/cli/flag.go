@@ -58,8 +58,10 @@ func (f *mapFlag) Type() string   { return "key=value" }
 
 func (f *mapFlag) Set(s string) error {
 	key, value, ok := strings.Cut(s, "=")
-	if !ok && f.fromEnv != nil {
-		value = f.fromEnv(key)
+	if !ok && f.fromEnv != nil && key != "" {
+		if value = f.fromEnv(key); value == "" {
+			return nil // not set here, and so not there
+		}
 	} else if !ok {
 		return errors.New("write KEY=VALUE")
 	}

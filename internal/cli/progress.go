@@ -125,6 +125,9 @@ func (p *progress) step(e api.Progress) {
 // job shows the events of a job.
 func (p *progress) job(e client.JobEvent) {
 	if e.Line != nil {
+		if e.Line.Level == "error" {
+			return // why it failed is told at the end, with what to do about it
+		}
 		prefix := ""
 		if e.Line.Level != "info" {
 			prefix = e.Line.Level + ": "

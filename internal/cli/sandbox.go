@@ -233,18 +233,29 @@ func (a *app) sandboxExtend() *cobra.Command {
 }
 
 func (a *app) sandboxLogs() *cobra.Command {
-	var console bool
+	var console, follow bool
 	limit := sizeInBytes(1 << 20)
 	cmd := &cobra.Command{
 		Use:               "logs SANDBOX",
 		Short:             "Print what a sandbox's own process, or its console, has printed",
-		Example:           "  spore sandbox logs s0a1b2c3d4e5f60718293\n  spore sandbox logs --console s0a1b2c3d4e5f60718293",
+		Example:           "  spore sandbox logs s0a1b2c3d4e5f60718293\n  spore sandbox logs -f s0a1b2c3d4e5f60718293\n  spore sandbox logs --console s0a1b2c3d4e5f60718293",
 		Args:              exactly(1),
 		ValidArgsFunction: a.complete(sandboxes, nothing),
 		RunE: a.with(func(cmd *cobra.Command, c *client.Client, args []string) error {
+			switch {
+			case follow && console:
+				return usage(cmd, errors.New("--follow is for the sandbox's own process; the console cannot be followed"))
+			case follow:
+				err := c.Sandbox(args[0]).FollowLogs(cmd.Context(), int(limit), a.guestOutput(a.Stdout))
+				if cmd.Context().Err() != nil {
+					return nil // the user has seen enough
+				}
+				return err
+			}
 			return c.SandboxLogs(cmd.Context(), args[0], console, int(limit), a.guestOutput(a.Stdout))
 		}),
 	}
+	cmd.Flags().BoolVarP(&follow, "follow", "f", false, "go on until the process ends")
 	cmd.Flags().BoolVar(&console, "console", false, "the serial console of the guest")
 	cmd.Flags().Var(&limit, "limit", "at most this many bytes, counted from the end")
 	return cmd

@@ -96,10 +96,14 @@ it made.`,
 			}
 			changed := cmd.Flags().Changed
 			if changed("entrypoint") {
-				req.Process.Entrypoint = splitWords(entrypoint)
+				if req.Process.Entrypoint, err = splitWords(entrypoint); err != nil {
+					return usage(cmd, fmt.Errorf("--entrypoint: %w", err))
+				}
 			}
 			if changed("cmd") {
-				req.Process.Cmd = splitWords(command)
+				if req.Process.Cmd, err = splitWords(command); err != nil {
+					return usage(cmd, fmt.Errorf("--cmd: %w", err))
+				}
 			}
 			for _, k := range sortedKeys(env.values) {
 				req.Process.Env = append(req.Process.Env, k+"="+env.values[k])
@@ -195,7 +199,7 @@ func httpProbe(s string) (path string, port int, err error) {
 }
 
 // splitWords takes a command line apart at white space; single and double quotes keep words together.
-func splitWords(s string) []string {
+func splitWords(s string) ([]string, error) {
 	words := []string{}
 	var word []byte
 	var quoted byte
@@ -218,10 +222,13 @@ func splitWords(s string) []string {
 			word, in = append(word, b), true
 		}
 	}
+	if quoted != 0 {
+		return nil, fmt.Errorf("a quote (%c) is not closed", quoted)
+	}
 	if in {
 		words = append(words, string(word))
 	}
-	return words
+	return words, nil
 }
 
 func (a *app) templateList() *cobra.Command {

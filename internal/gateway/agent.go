@@ -26,7 +26,7 @@ func agentRoute(path string) bool {
 		}
 	}
 	switch path {
-	case "/files", "/health", "/metrics":
+	case "/files", "/health", "/logs", "/metrics":
 		return true
 	}
 	return false

@@ -322,6 +322,10 @@ func TestAgentProxy(t *testing.T) {
 	if user, _, _ := seen.BasicAuth(); user != "me" {
 		t.Errorf("user %q", user)
 	}
+	direct.want(200, "GET", at+"/logs?follow=true&tail=9", "")
+	if seen.URL.RequestURI() != "/logs?follow=true&tail=9" {
+		t.Errorf("the agent was asked for %s", seen.URL)
+	}
 	seen = nil
 	for _, path := range []string{
 		"/init", "/configure", "/quiesce", "/poweroff", "/status", "/", "", "/Init", "/init/", "/%69nit", "/files%2f..%2finit", "/health/../init",
