@@ -31,6 +31,7 @@ type capacity struct {
 	limitMiB  int
 	cpus      int
 	startings chan struct{}
+	available func() (int, error) // MiB that the machine has left
 
 	mu       sync.Mutex
 	promised map[string]promise // by vmid
@@ -52,7 +53,7 @@ func newCapacity(dir string, overcommit float64) (*capacity, error) {
 	cpus := runtime.NumCPU()
 	return &capacity{
 		dir: dir, totalMiB: total, limitMiB: int(float64(total) * overcommit), cpus: cpus,
-		startings: make(chan struct{}, 2*cpus), promised: map[string]promise{},
+		startings: make(chan struct{}, 2*cpus), available: func() (int, error) { return memInfo("MemAvailable") }, promised: map[string]promise{},
 	}, nil
 }
 
@@ -99,7 +100,7 @@ func (c *capacity) take(ctx context.Context, id string, memoryMiB int) error {
 	}
 	c.mu.Lock()
 	defer c.mu.Unlock()
-	available, err := memInfo("MemAvailable")
+	available, err := c.available()
 	if err != nil {
 		return err
 	}
