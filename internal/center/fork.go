@@ -134,6 +134,9 @@ func (c *Center) finishFork(ctx context.Context, jobID string, results []ForkRes
 		}
 	}
 	c.endFork(ctx, jobID, failure, failed < len(results))
+	if failed > 0 {
+		c.dropIdle(ctx)
+	}
 }
 
 // endFork writes the end of a fork. The request is remembered if it made anything: a retry is then told of it.
@@ -256,6 +259,13 @@ func (c *Center) unused(tx store.Tx, t *spore.Template) (bool, error) {
 	}
 	active, err := tx.ActiveJob(t.ID)
 	return active == nil, err
+}
+
+// dropIdle is dropEphemeral after something was let go of. A failure is no failure of that: it is tried again in a second.
+func (c *Center) dropIdle(ctx context.Context) {
+	if err := c.dropEphemeral(context.WithoutCancel(ctx)); err != nil {
+		c.log.Error("dropping snapshots of forks", "err", err)
+	}
 }
 
 // dropOne deletes one such snapshot, if it is still unused.

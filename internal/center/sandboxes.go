@@ -321,7 +321,9 @@ func (c *Center) kill(ctx context.Context, id string, due func(*spore.Sandbox) b
 	if frozenID != "" {
 		c.forget(ctx, frozenID)
 	}
-	return c.node.Settle(context.WithoutCancel(ctx), id, 0)
+	err = c.node.Settle(context.WithoutCancel(ctx), id, 0)
+	c.dropIdle(ctx)
+	return err
 }
 
 // ExtendSandbox sets a sandbox's end to ttl from now; 0 is no end.

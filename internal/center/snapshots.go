@@ -247,5 +247,6 @@ func (c *Center) Rollback(ctx context.Context, key Idempotency, sandboxID, snaps
 	}
 	c.opt.Hook("rollback:recorded")
 	c.settle(ctx, next.ID, next.Generation)
+	c.dropIdle(ctx)
 	return &next, nil
 }

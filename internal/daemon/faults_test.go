@@ -118,15 +118,19 @@ func TestThingsGoWrong(t *testing.T) {
 	}
 }
 
+// beforeTheRow is long enough for the news of a VM's end to arrive before the row is written that it is about. What they
+// wait for cannot be seen from here; were it too short, a test could pass that should not.
+const beforeTheRow = 100 * time.Millisecond
+
 func vmEndsAtOnce(t *testing.T, h *house) {
-	h.at("create:started", func() { h.crash(t, "s") })
+	h.at("create:started", func() { h.crash(t, "s"); time.Sleep(beforeTheRow) })
 	s := h.create(t, "base", 0, "")
 	eventually(t, "it is known to have failed", func() bool { return h.state(t, s.ID) == spore.SandboxFailed })
 }
 
 func vmEndsInRollback(t *testing.T, h *house) {
 	s := h.create(t, "base", 0, "")
-	h.at("rollback:started", func() { h.crash(t, s.ID) }) // the old one and the new one
+	h.at("rollback:started", func() { h.crash(t, s.ID); time.Sleep(beforeTheRow) }) // the old one and the new one
 	if _, err := h.Rollback(t.Context(), none, s.ID, "base"); err != nil {
 		t.Fatal(err)
 	}
@@ -354,9 +358,9 @@ func cancelledBetweenAttempts(t *testing.T, h *house) {
 }
 
 func timeUpWhileBusy(t *testing.T, h *house) {
-	busy := h.create(t, "base", time.Hour, spore.EndPause)
 	other := h.create(t, "base", time.Hour, "")
 	given := h.create(t, "base", time.Hour, "")
+	busy := h.create(t, "base", time.Hour, spore.EndPause) // the newest: it is looked at first
 	at, done := make(chan struct{}), make(chan error)
 	goOn := make(chan struct{})
 	h.at("snapshot:recorded", func() { close(at); <-goOn })
