@@ -152,10 +152,10 @@ func makeWorkDir(dir string) error {
 		return nil
 	}
 	if dir[0] != '/' || strings.Contains(dir, "\x00") {
-		return invalidf("workingDir: %q is not an absolute path", dir)
+		return invalidf("workDir: %q is not an absolute path", dir)
 	}
 	if err := os.MkdirAll(dir, 0o755); err != nil {
-		return invalidf("workingDir: %v", err)
+		return invalidf("workDir: %v", err)
 	}
 	return nil
 }

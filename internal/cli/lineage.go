@@ -37,7 +37,7 @@ func (a *app) snapshotLog() *cobra.Command {
 		Short: "Show which snapshot came of which",
 		Long: `Show templates and snapshots with what they came of, newest first; with --graph as a tree, with the sandboxes
 that stand on them. REF, a template, snapshot or sandbox, leaves only its ancestors and descendants. What was
-deleted is shown where something living came of it, and with --all everywhere.`,
+deleted, or failed to be made, is shown where something living came of it, and with --all everywhere.`,
 		Example:           "  spore snapshot log --graph\n  spore snapshot log --graph before-upgrade",
 		Args:              between(0, 1),
 		ValidArgsFunction: a.complete(both(templates, sandboxes), nothing),
@@ -66,7 +66,7 @@ deleted is shown where something living came of it, and with --all everywhere.`,
 		}),
 	}
 	cmd.Flags().BoolVar(&graph, "graph", false, "draw a tree")
-	cmd.Flags().BoolVar(&all, "all", false, "everything that was deleted, too")
+	cmd.Flags().BoolVar(&all, "all", false, "what was deleted or failed, too")
 	return cmd
 }
 
@@ -114,11 +114,11 @@ func (l *lineage) descends(id, ancestor string) bool {
 	return true
 }
 
-// prune hides what was deleted and has nothing living on it.
+// prune hides what was deleted, or never came to be, and has nothing living on it.
 func (l *lineage) prune() {
 	// A child is always younger than its parent, so newest first sees children before parents.
 	for _, e := range l.entries {
-		gone := e.Status == spore.TemplateDeleted || e.Status == spore.TemplateDeleting
+		gone := e.Status == spore.TemplateDeleted || e.Status == spore.TemplateDeleting || e.Status == spore.TemplateFailed
 		if !gone || len(l.boxes[e.ID]) > 0 {
 			continue
 		}

@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"os"
+	"path"
 	"strings"
 	"time"
 
@@ -112,6 +113,9 @@ it made.`,
 				req.Process.User = &user
 			}
 			if changed("workdir") {
+				if !path.IsAbs(workDir) {
+					return usage(cmd, errors.New("--workdir takes an absolute path, not "+quote(workDir)))
+				}
 				req.Process.WorkDir = &workDir
 			}
 			if readyCommand != "" {

@@ -26,6 +26,15 @@ func TestSplitWords(t *testing.T) {
 	}
 }
 
+func TestWorkDirIsAbsolute(t *testing.T) {
+	s := newShell(t)
+	o := s.want(2, "template", "build", "x", "--image", "x:1", "-w", "srv")
+	if !strings.Contains(o.errOut, `--workdir takes an absolute path, not "srv"`) {
+		t.Error(o.errOut)
+	}
+	s.want(0, "template", "build", "x", "--image", "x:1", "-w", "/srv")
+}
+
 func TestEnvironmentThatIsNotThere(t *testing.T) {
 	s := newShell(t)
 	s.env["HERE"] = "yes"
