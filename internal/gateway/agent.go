@@ -1,9 +1,11 @@
 package gateway
 
 import (
+	"bytes"
 	"context"
 	"encoding/base64"
 	"errors"
+	"io"
 	"net/http"
 	"net/http/httputil"
 	"strings"
@@ -60,11 +62,48 @@ func newAgentProxy(svc Service, opt Options) http.Handler {
 			writeError(w, r, err)
 			return
 		}
+		if err := takeBody(w, r, path); err != nil {
+			writeError(w, r, err)
+			return
+		}
 		ctx, cancel := endWith(r.Context(), opt.Closing)
 		defer cancel()
 		ctx = context.WithValue(ctx, agentKey{}, &agentTarget{path: path, transport: transport})
 		proxy.ServeHTTP(w, r.WithContext(ctx))
 	})
+}
+
+// maxMessage bounds the request of one call to an agent's services, in bytes. Only uploads, and input that is streamed,
+// are larger.
+const maxMessage = 16 << 20
+
+// takeBody reads a request to the end before it is passed on. An agent begins to answer a call as soon as it has read the
+// message in it, and once an answer has begun, what is left of the request, if only its end, can no longer be read:
+// passing it on would fail, and cut off the answer. Uploads are passed on as they come, and are to be answered late; input
+// that is streamed goes on beside the answer.
+func takeBody(w http.ResponseWriter, r *http.Request, path string) error {
+	switch path {
+	case "/files":
+		return nil
+	case "/process.Process/StreamInput":
+		if err := http.NewResponseController(w).EnableFullDuplex(); err != nil && !errors.Is(err, http.ErrNotSupported) {
+			return err
+		}
+		return nil
+	}
+	body, err := io.ReadAll(http.MaxBytesReader(w, r.Body, maxMessage))
+	var large *http.MaxBytesError
+	switch {
+	case errors.As(err, &large):
+		return spore.Errorf(spore.CodeInvalid, "the request is larger than %d MiB", maxMessage>>20).WithHint("upload large contents to /files")
+	case err != nil:
+		return spore.Errorf(spore.CodeCanceled, "the request was cut off").WithCause(err)
+	}
+	r.Body, r.ContentLength, r.TransferEncoding = io.NopCloser(bytes.NewReader(body)), int64(len(body)), nil
+	if len(body) == 0 {
+		r.Body = http.NoBody
+	}
+	return nil
 }
 
 type agentTransport struct{}

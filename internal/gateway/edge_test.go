@@ -399,6 +399,45 @@ func TestAgentAnswersEarly(t *testing.T) {
 	}
 }
 
+// TestAgentAnswersBeforeTheEnd has the agent's answer begin while the end of the request has not been passed on yet, as a
+// busy machine does it. What is left of the request must still be there.
+func TestAgentAnswersBeforeTheEnd(t *testing.T) {
+	e := newEdge(t)
+	at := guest(t, e, nil)
+	late := make(chan error, 1)
+	e.svc.AgentTransport = roundTripper(func(r *http.Request) (*http.Response, error) {
+		if _, err := io.ReadFull(r.Body, make([]byte, 7)); err != nil {
+			return nil, err
+		}
+		answer, in := io.Pipe()
+		go func() {
+			io.WriteString(in, "begun ")
+			time.Sleep(50 * time.Millisecond)
+			_, err := r.Body.Read(make([]byte, 1))
+			late <- err
+			io.WriteString(in, "done")
+			in.Close()
+		}()
+		return &http.Response{StatusCode: 200, Body: answer, Header: http.Header{}, ContentLength: -1, Request: r}, nil
+	})
+	body := struct{ io.Reader }{strings.NewReader("message")} // of a length that nobody knows
+	resp, err := e.Client().Post(e.URL+at+"/process.Process/Start", "application/connect+json", body)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer resp.Body.Close()
+	if got, err := io.ReadAll(resp.Body); err != nil || string(got) != "begun done" {
+		t.Errorf("%q, %v", got, err)
+	}
+	if err := <-late; err != io.EOF {
+		t.Errorf("the end of the request reads as %v", err)
+	}
+}
+
+type roundTripper func(*http.Request) (*http.Response, error)
+
+func (f roundTripper) RoundTrip(r *http.Request) (*http.Response, error) { return f(r) }
+
 type zeros struct{}
 
 func (zeros) Read(p []byte) (int, error) { clear(p); return len(p), nil }
