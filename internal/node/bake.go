@@ -232,7 +232,7 @@ func (m *machine) ready(ctx context.Context, a *guest.Agent, r spore.Readiness, 
 		return ctx.Err()
 	}
 	e := spore.Invalidf("readiness", "the probe (%s) did not pass within %s: %v", r, timeout, last).WithCause(last).
-		WithHint("give it more time, or look at what the guest says below")
+		WithHint("give it more time, or look at what the guest said")
 	logCtx, cancelLogs := context.WithTimeout(ctx, 5*time.Second)
 	defer cancelLogs()
 	if out, err := readLogs(logCtx, a, 4<<10); err == nil && len(out) > 0 {

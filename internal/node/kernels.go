@@ -2,6 +2,7 @@ package node
 
 import (
 	"context"
+	"slices"
 
 	"github.com/sporevm/spore"
 	"github.com/sporevm/spore/internal/kernel"
@@ -78,7 +79,8 @@ func (n *Node) RemoveKernel(ctx context.Context, id string) error {
 			return err
 		}
 		if by := users[id]; len(by) > 0 {
-			return spore.Errorf(spore.CodeInUse, "kernel %s is what %s was frozen with, and %d more", id, by[0], len(by)-1).
+			slices.Sort(by) // templates and snapshots before running VMs, which people do not know by these names
+			return spore.Errorf(spore.CodeInUse, "%d frozen states and VMs stand on kernel %s, among them %s", len(by), id, by[0]).
 				WithHint("remove those first; spore template ls and spore snapshot ls name them")
 		}
 		return n.opt.Kernels.Remove(ctx, id)

@@ -62,6 +62,9 @@ func (n *Node) Check(ctx context.Context, full bool, progress func(step string, 
 	}
 	report := &spore.CheckReport{Full: full, Objects: found.Manifests + found.Pieces, Bytes: found.BytesRead, Problems: []spore.CheckProblem{}}
 	for _, p := range found.Problems {
+		if p.Kind == frozen.ProblemUnreferenced {
+			continue // no damage: a collection frees it
+		}
 		object := p.Piece
 		if object == "" && len(p.Manifests) > 0 {
 			object = p.Manifests[0]
