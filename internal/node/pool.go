@@ -8,6 +8,7 @@ import (
 	"time"
 
 	"github.com/sporevm/spore"
+	"github.com/sporevm/spore/internal/frozen"
 )
 
 // hotFor is how long after its last use a template's VMs are kept ready.
@@ -53,9 +54,10 @@ func (p *pool) take(frozenID string) *machine {
 	return nil
 }
 
-// used notes that a frozen state was just started from, which makes it worth keeping VMs ready for.
+// used notes that a template was just started from, which makes it worth keeping VMs ready for. Snapshots are not: most
+// are started from once, if ever.
 func (p *pool) used(frozenID string) {
-	if p.size == 0 || kindOf(frozenID) == "pause" {
+	if p.size == 0 || kindOf(frozenID) != frozen.KindTemplate {
 		return
 	}
 	p.mu.Lock()
