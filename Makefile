@@ -32,7 +32,7 @@ build: deps ## build bin/spore and bin/spore-init
 
 .PHONY: test
 test: build lint testbed ## everything: lint, unit and VM tests, KVM lab
-	go test -race -timeout 20m ./...
+	go test -race -timeout 40m ./...
 	@$(MAKE) lab
 
 .PHONY: lint

@@ -23,6 +23,7 @@ const roundsVariable = "SPORE_TEST_ROUNDS"
 // TestMemoryAndDiskAgree snapshots, forks and rolls back a guest that never stops changing 64 MiB in memory and, the
 // same, on disk. Whatever comes of it reads back consistent: memory and disk are of one instant.
 func TestMemoryAndDiskAgree(t *testing.T) {
+	t.Parallel()
 	rounds := 12
 	if s := os.Getenv(roundsVariable); s != "" {
 		var err error

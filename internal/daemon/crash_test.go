@@ -84,6 +84,7 @@ var operations = []operation{
 // TestKilledAtEachStep kills the server at each step of each operation. The next server settles what was left: every
 // job ends, what is listed is there and what is there is listed, the sandbox works, and no process is anyone's.
 func TestKilledAtEachStep(t *testing.T) {
+	t.Parallel()
 	cfg := daemonConfig(t)
 	srv := start(t, serving{Config: cfg})
 	srv.installKernel(t)
@@ -152,7 +153,7 @@ func killedAt(t *testing.T, dir string, op operation, w *world, step string) {
 	srv := start(t, cfg)
 	opCtx, giveUp := context.WithCancel(ctx)
 	defer giveUp()
-	go func() { <-srv.done; giveUp() }() // a client waits for a server to come back
+	go func(done <-chan struct{}) { <-done; giveUp() }(srv.done) // a client waits for a server to come back
 	opErr := op.do(opCtx, srv, w)
 	select {
 	case <-srv.done:

@@ -190,7 +190,7 @@ func TestRefusedRequests(t *testing.T) {
 		wantCode(t, err, spore.CodeInvalid, "count")
 	})
 	t.Run("idempotency", func(t *testing.T) {
-		keyed := client.WithIdempotencyKey(ctx, "the key")
+		keyed := client.WithIdempotencyKey(ctx, "the-key")
 		made := make([]*api.Sandbox, 4)
 		var all sync.WaitGroup
 		for i := range made {
@@ -208,7 +208,7 @@ func TestRefusedRequests(t *testing.T) {
 			}
 		}
 		_, err := srv.CreateSandbox(keyed, api.CreateRequest{Template: "taken", TTLSeconds: 60})
-		wantCode(t, err, spore.CodeConflict, "the key")
+		wantCode(t, err, spore.CodeConflict, "the-key")
 		srv.kill(t, made[0].ID)
 	})
 	t.Run("gone", func(t *testing.T) {
@@ -349,7 +349,9 @@ func TestFullHostDisk(t *testing.T) {
 		fill(leave)
 		_, err := srv.CreateSnapshot(t.Context(), sb.ID, api.SnapshotRequest{})
 		wantCode(t, err, spore.CodeNoSpace, "MiB")
-		wantCode(t, srv.failedBuild(t, api.BuildRequest{Image: testbed.Ref(testbed.Image(t, "static"))}), spore.CodeNoSpace)
+		wantCode(t, srv.failedBuild(t, api.BuildRequest{
+			Image: testbed.Ref(testbed.Image(t, "static")), MemoryMiB: 128, DiskMiB: 64,
+		}), spore.CodeNoSpace)
 	}
 	if err := os.Remove(ballast); err != nil {
 		t.Fatal(err)

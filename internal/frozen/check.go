@@ -8,7 +8,7 @@ import (
 	"os"
 	"path/filepath"
 	"sort"
-	"sync/atomic"
+	"sync"
 
 	"golang.org/x/sys/unix"
 
@@ -78,8 +78,14 @@ func (s *Store) check(ctx context.Context, full bool, progress func(done, total 
 		}
 		total += n
 	}
-	var done atomic.Int64
-	count := func(n int64) { progress(min(done.Add(n), total), total) }
+	var counting sync.Mutex // files are read in parts, side by side; progress is told of one at a time
+	var done int64
+	count := func(n int64) {
+		counting.Lock()
+		defer counting.Unlock()
+		done += n
+		progress(min(done, total), total)
+	}
 	for _, id := range k.census.pieces {
 		if err := ctx.Err(); err != nil {
 			return nil, err
@@ -89,7 +95,7 @@ func (s *Store) check(ctx context.Context, full bool, progress func(done, total 
 		}
 	}
 	progress(total, total)
-	k.report.BytesRead = done.Load()
+	k.report.BytesRead = done
 	k.report.Manifests, k.report.Pieces = len(k.census.manifests), len(k.census.pieces)
 	return k.report, nil
 }

@@ -334,7 +334,9 @@ func (s *frozenSuite) testPowerOff(t *testing.T) {
 	go func() { ended <- vm.Shutdown(p.ctx()) }()
 	g.tell("poweroff")
 	waitDone(t, vm)
-	must(t, <-ended)
+	if err := <-ended; err != nil && spore.CodeOf(err) != spore.CodeConflict { // the guest may have been quicker than the call
+		t.Error(err)
+	}
 	if vm.Err() != nil {
 		t.Errorf("an orderly end is reported as %v", vm.Err())
 	}
