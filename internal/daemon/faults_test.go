@@ -68,6 +68,24 @@ func (h *house) answers(t *testing.T, sandbox string) bool {
 	return res.Body.Close() == nil && res.StatusCode == http.StatusNoContent
 }
 
+// use is what VMs take of the machine. A VM's memory is given back a moment after its directory is gone, so both are
+// compared together.
+type use struct{ vms, promisedMiB int }
+
+// use answers it once it stands still: what an earlier test killed may still be ending.
+func (h *house) use(t *testing.T) (u use) {
+	t.Helper()
+	eventually(t, "every VM's memory is accounted for", func() bool {
+		load, err := h.node.Load()
+		if err != nil {
+			t.Fatal(err)
+		}
+		u = use{vms: len(h.vms(t, "")), promisedMiB: load.PromisedMiB}
+		return u.promisedMiB == 128*u.vms
+	})
+	return u
+}
+
 // TestThingsGoWrong does one wrong after the other to one house.
 func TestThingsGoWrong(t *testing.T) {
 	h := newHouse(t, t.TempDir())
@@ -141,7 +159,7 @@ func vmEndsInRollback(t *testing.T, h *house) {
 }
 
 func hypervisorDoesNotEnd(t *testing.T, h *house) {
-	before := len(h.vms(t, ""))
+	before := h.use(t)
 	s := h.create(t, "base", 0, "")
 	h.undying.Store(true)
 	if err := h.KillSandbox(t.Context(), s.ID); spore.CodeOf(err) != spore.CodeUnreachable {
@@ -151,25 +169,21 @@ func hypervisorDoesNotEnd(t *testing.T, h *house) {
 		t.Errorf("it is %s", got)
 	}
 	h.undying.Store(false)
-	eventually(t, "its VM is gone", func() bool { return len(h.vms(t, "")) == before })
+	eventually(t, "its VM is gone", func() bool { return h.use(t) == before })
 }
 
 func failedThawStays(t *testing.T, h *house) {
-	before := len(h.vms(t, ""))
-	promised, err := h.node.Load()
-	if err != nil {
-		t.Fatal(err)
-	}
+	before := h.use(t)
 	h.undying.Store(true)
 	h.failing(sim.StepResume)
 	if _, err := h.CreateSandbox(t.Context(), none, center.CreateRequest{Template: "base"}); err == nil {
 		t.Fatal("it started")
 	}
-	if load, err := h.node.Load(); err != nil || load.PromisedMiB != promised.PromisedMiB+128 {
-		t.Errorf("memory that a VM still has is given to others: %+v, %v", load, err)
+	if now := h.use(t); now.promisedMiB != before.promisedMiB+128 {
+		t.Errorf("memory that a VM still has is given to others: %+v before, %+v now", before, now)
 	}
 	h.undying.Store(false)
-	eventually(t, "its VM is gone", func() bool { return len(h.vms(t, "")) == before })
+	eventually(t, "its VM is gone", func() bool { return h.use(t) == before })
 }
 
 func guestLeftStanding(t *testing.T, h *house) {
