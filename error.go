@@ -32,6 +32,7 @@ type Error struct {
 	Message string
 	Field   string // the offending field of the request, for CodeInvalid
 	Hint    string
+	Reason  Reason // what exactly it was, for clients that need to know more than the class; often empty
 	Cause   error
 }
 
@@ -51,6 +52,12 @@ func Invalidf(field, format string, args ...any) *Error {
 // WithHint returns e with a hint: one sentence that says what the user can do.
 func (e *Error) WithHint(format string, args ...any) *Error {
 	e.Hint = fmt.Sprintf(format, args...)
+	return e
+}
+
+// Because returns e with a reason.
+func (e *Error) Because(r Reason) *Error {
+	e.Reason = r
 	return e
 }
 

@@ -31,9 +31,10 @@ type Operation string
 const (
 	OpCreate           Operation = "CREATE" // template from an image
 	OpRedo             Operation = "REDO"
-	OpCommit           Operation = "COMMIT" // running sandbox to template
-	OpLegacy           Operation = "LEGACY" // read, never written
-	OpDelete           Operation = "DELETE" // remove a template
+	OpCommit           Operation = "COMMIT"    // running sandbox to template
+	OpLegacy           Operation = "LEGACY"    // read, never written
+	OpDelete           Operation = "DELETE"    // remove a template
+	OpReplicate        Operation = "REPLICATE" // make one replica on one node
 	OpSnapshotCreate   Operation = "SNAPSHOT_CREATE"
 	OpSnapshotRollback Operation = "SNAPSHOT_ROLLBACK"
 	OpSnapshotDelete   Operation = "SNAPSHOT_DELETE"
@@ -68,6 +69,12 @@ type Job struct {
 	ResourceID   string // of the template or snapshot
 	SandboxID    string
 	Status       JobStatus
+	RequestID    string // the idempotency key that it was asked for under
+	NodeID       string // where its work is done, when that is one node
+	ArtifactID   string
+	Owner        string   // the controller that runs it; empty while it waits
+	Redo         RedoPlan // of a REDO
+	Nodes        NodeCounts
 	Phase        JobPhase
 	Progress     int // 0..100
 	Pull         PullProgress
@@ -82,12 +89,33 @@ type Job struct {
 	FinishedAt   time.Time
 }
 
+// RedoMode says which replicas a redo makes again.
+type RedoMode string
+
+const (
+	RedoAll         RedoMode = "ALL"          // on every node that the template wants to be on
+	RedoNodes       RedoMode = "NODES"        // on the nodes named
+	RedoFailedOnly  RedoMode = "FAILED_ONLY"  // those that are not READY, or must be cleaned
+	RedoFailedNodes RedoMode = "FAILED_NODES" // the same, within the nodes named
+)
+
+// RedoPlan is what a redo set out to do. ResumePhase is where it begins: what lies before it is there already.
+type RedoPlan struct {
+	Mode        RedoMode
+	Scope       []string // ids of nodes
+	ResumePhase JobPhase
+}
+
+// NodeCounts says how many replicas a job is to make and how that went so far.
+type NodeCounts struct{ Expected, Ready, Failed int }
+
 // JobError is an Error as it is kept with a job.
 type JobError struct {
 	Code    Code   `json:"code"`
 	Message string `json:"message"`
 	Field   string `json:"field,omitempty"`
 	Hint    string `json:"hint,omitempty"`
+	Reason  Reason `json:"reason,omitempty"`
 }
 
 // PullProgress counts what an image pull has moved.

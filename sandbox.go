@@ -43,6 +43,8 @@ type Sandbox struct {
 	Env         map[string]string // added for every process in it
 	Cold        bool              // booted rather than thawed
 
+	Origin string // id of the job that made it, when one did
+
 	FrozenID string // of the frozen state that resume thaws, while PAUSED
 
 	CreatedAt time.Time
@@ -85,4 +87,7 @@ type RuntimeRef struct {
 	Reason     string // why it was released
 	AttachedAt time.Time
 	ReleasedAt time.Time
+	LeaseUntil time.Time // a RESERVED ref that is not confirmed by then is settled by looking at the node
+	LastSeenAt time.Time // when the node last reported the VM that it is about
+	LastError  string    // why the node could not be asked
 }

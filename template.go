@@ -54,6 +54,19 @@ type Template struct {
 	Process    Process
 	Readiness  Readiness
 
+	Version         string // of the form of the stored request; DefaultTemplateVersion
+	Engine          string // that it was frozen under; replicas need nodes of the same
+	StorageBackend  string // how its bytes are kept
+	DisplayName     string // for people; need not be unique
+	Retain          bool   // no policy removes it
+	Policy          CompatPolicy
+	Replicas        ReplicaPolicy
+	RootfsSizeBytes int64  // of the root filesystem, artifact and disk, when it was frozen
+	Request         []byte // JSON of the create request that sandboxes inherit; CreateDefaults
+
+	Author string // who asked for it
+	Reason string // why, as they put it
+
 	ParentID      string // the template or snapshot that the origin sandbox stood on
 	OriginSandbox string // for snapshots and commits
 	OriginNode    string
@@ -66,6 +79,20 @@ type Template struct {
 	JobID       string // the job that made it
 	CreatedAt   time.Time
 	UpdatedAt   time.Time
+}
+
+// DefaultTemplateVersion is the version of templates that are made now.
+const DefaultTemplateVersion = "v2"
+
+// StorageBackendLayers keeps frozen VMs as layers above a base, and disks as clones.
+const StorageBackendLayers = "layers"
+
+// CreateDefaults is what sandboxes inherit from the template that they start from; what the caller asks for comes on top.
+type CreateDefaults struct {
+	TTLSeconds int               `json:"ttlSeconds,omitempty"`
+	OnEnd      EndAction         `json:"onEnd,omitempty"`
+	Env        map[string]string `json:"env,omitempty"`
+	Labels     map[string]string `json:"labels,omitempty"`
 }
 
 // Startable says whether sandboxes can start from it now, and if not, why not.

@@ -2,6 +2,7 @@ package center
 
 import (
 	"context"
+	"io"
 	"net/http"
 
 	"github.com/sporevm/spore"
@@ -13,11 +14,39 @@ import (
 type Node interface {
 	ID() string
 
+	// Report answers what the node is, how full it is and which VMs it has.
+	Report(ctx context.Context) (*spore.NodeReport, error)
+
+	// ResolveArtifact says which artifact an image would become on this node: its ID, Image, Process and EgressCA. Nothing is built.
+	ResolveArtifact(ctx context.Context, spec spore.ArtifactSpec) (*spore.Artifact, error)
 	// BuildArtifact turns an image into a root filesystem on the node; nothing is done for one that is there already.
 	BuildArtifact(ctx context.Context, spec spore.ArtifactSpec, progress func(spore.JobPhase, spore.PullProgress)) (*spore.Artifact, error)
-	// Bake boots t, waits until it is ready and freezes it under t.ID. A frozen state that exists already is answered as it
-	// is, so that a job can be run again. note takes one line for people at each step.
-	Bake(ctx context.Context, t *spore.Template, note func(string)) (*spore.Frozen, error)
+	// VerifyArtifact is nil when the artifact is on the node and what it should be; spore.CodeNotFound or spore.CodeDamaged
+	// otherwise. full reads every byte, else only what is cheap is looked at.
+	VerifyArtifact(ctx context.Context, id string, full bool) error
+	// DropArtifact removes an artifact; spore.CodeInUse while a frozen state or a VM stands on it, nil when it is not there.
+	DropArtifact(ctx context.Context, id string) error
+	// OpenArtifact opens an artifact's filesystem image for reading. The caller closes it.
+	OpenArtifact(ctx context.Context, id string) (ArtifactFile, error)
+
+	// Bake boots t, waits until it is ready and freezes it under the id as. A frozen state that exists already is answered as it
+	// is, so that a job can be run again. note takes one line for people at each step. All that makes bytes (Bake, Rebake,
+	// Fetch, Freeze, Suspend, Flatten, BuildArtifact) first reserves room on the disk: spore.CodeNoSpace says how much is missing.
+	Bake(ctx context.Context, t *spore.Template, as string, note func(string)) (*spore.Frozen, error)
+	// Rebake is Bake on the disk of the frozen state t.ID instead of a blank one: fresh memory for the same files.
+	Rebake(ctx context.Context, t *spore.Template, as string, note func(string)) (*spore.Frozen, error)
+	// Fetch brings the frozen state t.ID from one of the nodes in from, and keeps it under the id as. spore.CodeUnsupported when
+	// this node cannot be reached by others, or cannot reach them.
+	Fetch(ctx context.Context, t *spore.Template, as string, from []string, note func(string)) (*spore.Frozen, error)
+	// Probe thaws a frozen state once, waits for its agent and ends it. An error says why no sandbox can start from it.
+	Probe(ctx context.Context, t *spore.Template, frozenID string) error
+	// Promote gives the frozen state from the id to, in one step, in place of what has it now. What stands on that goes on.
+	// When from is gone and to is there it has happened already.
+	Promote(ctx context.Context, from, to string) (*spore.Frozen, error)
+	// VerifyFrozen is nil when a frozen state is whole; spore.CodeNotFound or spore.CodeDamaged otherwise.
+	VerifyFrozen(ctx context.Context, frozenID string, full bool) error
+	// Diff says what differs between two frozen states: at most limit files.
+	Diff(ctx context.Context, from, to string, limit int) (*spore.Diff, error)
 	// ResolveKernel answers the id of a kernel bundle; "" asks for the newest.
 	ResolveKernel(ctx context.Context, id string) (string, error)
 	// Admit says whether a VM of this size could run here at all; spore.CodeInvalid names the field that is too large.
@@ -45,8 +74,9 @@ type Node interface {
 	// Forget removes a frozen state's name. Its bytes go at the next collection, if nothing else stands on them.
 	Forget(ctx context.Context, frozenID string) error
 
-	// Recover takes over the VMs that an earlier server left running. Each VM of a sandbox in want at its
-	// generation is adopted; every other is ended. The answer says, for each in want that could not be adopted, why.
+	// Recover takes over the VMs that an earlier process of the node left running. Each VM of a sandbox in want at its
+	// generation is adopted; every other is ended. The answer says, for each in want that could not be adopted, why. It is asked for
+	// when Report says that the node is not Recovered, and before anything is started there.
 	Recover(ctx context.Context, want []*spore.Sandbox) (map[string]error, error)
 	// OnExit registers what to call when a VM of a sandbox ended by itself.
 	OnExit(fn func(sandboxID string, generation int, reason string))
@@ -61,6 +91,13 @@ type Node interface {
 	Collect(ctx context.Context, dryRun bool) ([]spore.GarbageItem, error)
 	// Usage answers what a frozen state keeps on disk and who else holds parts of it.
 	Usage(ctx context.Context, frozenID string) (*spore.Usage, error)
+}
+
+// ArtifactFile is an artifact's filesystem image.
+type ArtifactFile interface {
+	io.ReadSeekCloser
+	Size() int64
+	Digest() string // "sha256:..."
 }
 
 // Progress is told how far a long operation has come; total is 0 while it is unknown.

@@ -50,16 +50,82 @@ type Store interface {
 // refers to a template, sandbox or job that does not exist: what is referred to is inserted first. Values handed out are
 // copies, with times in UTC; a map that is empty comes back nil.
 type Tx interface {
-	// InsertTemplate adds a row; spore.CodeConflict when the id or the live name is taken.
+	TemplateRows
+	AliasRows
+	ReplicaRows
+	ArtifactRows
+	SandboxRows
+	RefRows
+	JobRows
+	ReplayRows
+	NodeRows
+	ControllerRows
+}
+
+// TemplateRows are templates and snapshots.
+type TemplateRows interface {
+	// InsertTemplate adds a row; spore.CodeConflict (ReasonDuplicate) when the id is taken, or the live name by another
+	// template or by an alias.
 	InsertTemplate(t *spore.Template) error
 	Template(id string) (*spore.Template, error)
-	// FindTemplate looks a live template or snapshot up by id or by name.
+	// FindTemplate looks a live template or snapshot up by id, by name, or by alias: name or name:tag. A template's own name
+	// comes before an alias.
 	FindTemplate(ref string) (*spore.Template, error)
 	// UpdateTemplate writes every field of t; refused with spore.CodeConflict when the transition table forbids the change of
-	// status from what the row holds now. A deleted row gives its name free.
+	// status from what the row holds now. A deleted row gives its name free, and its aliases are gone.
 	UpdateTemplate(t *spore.Template) error
 	Templates(f TemplateFilter) ([]*spore.Template, Page, error)
+	// CountTemplates counts what Templates would list, all pages together, up to limit.
+	CountTemplates(f TemplateFilter, limit int) (int, error)
+}
 
+// AliasRows are names that can be pointed elsewhere, and their history.
+type AliasRows interface {
+	// PutAlias points a name:tag at a live template, and adds that to its history. spore.CodeConflict when a live template
+	// has the bare name as its own.
+	PutAlias(a spore.Alias) error
+	// Alias is spore.CodeNotFound when there is none.
+	Alias(name, tag string) (*spore.Alias, error)
+	// DeleteAlias removes one and adds that to its history.
+	DeleteAlias(a spore.Alias) error
+	// Aliases lists them in the order of name and tag.
+	Aliases(f AliasFilter) ([]*spore.Alias, Page, error)
+	// AliasHistory answers the changes of a name (tag "": of all its tags), newest first, at most limit.
+	AliasHistory(name, tag string, limit int) ([]spore.AliasChange, error)
+}
+
+// ReplicaRows say on which nodes templates are.
+type ReplicaRows interface {
+	// PutReplica inserts or writes a row, as a whole; spore.CodeConflict when the transition table forbids the change of phase.
+	PutReplica(r *spore.Replica) error
+	Replica(templateID, nodeID string) (*spore.Replica, error)
+	// Replicas lists all of a template, in the order of node ids.
+	Replicas(templateID string) ([]*spore.Replica, error)
+	// ReplicaPage lists replicas in the order of template and node ids.
+	ReplicaPage(f ReplicaFilter) ([]*spore.Replica, Page, error)
+	DeleteReplica(templateID, nodeID string) error
+}
+
+// ArtifactRows are root filesystems, and the nodes that were given them.
+type ArtifactRows interface {
+	// PutArtifact inserts a row or writes every field of it; refused with spore.CodeConflict when the transition table
+	// forbids the change of status.
+	PutArtifact(a *spore.Artifact) error
+	Artifact(id string) (*spore.Artifact, error)
+	Artifacts(f ArtifactFilter) ([]*spore.Artifact, Page, error)
+	// DeleteArtifact removes a row that is CLEANUP_PENDING and has no placement; spore.CodeConflict otherwise.
+	DeleteArtifact(id string) error
+	// ArtifactUsers counts what refers to an artifact: replicas, templates that are not deleted, active jobs.
+	ArtifactUsers(id string) (int, error)
+
+	PutPlacement(p spore.Placement) error
+	// Placements lists those of an artifact and/or of a node; "" matches any.
+	Placements(artifactID, nodeID string) ([]spore.Placement, error)
+	DeletePlacement(artifactID, nodeID string) error
+}
+
+// SandboxRows are sandboxes.
+type SandboxRows interface {
 	// InsertSandbox adds a row; its template must exist.
 	InsertSandbox(s *spore.Sandbox) error
 	Sandbox(id string) (*spore.Sandbox, error)
@@ -68,14 +134,29 @@ type Tx interface {
 	// PurgeSandboxes removes rows KILLED and not updated since the given time, with their released refs, and answers how many.
 	// Rows with refs that are not released stay.
 	PurgeSandboxes(before time.Time) (int, error)
+}
 
-	// InsertJob adds a row; spore.CodeBusy when another job is active on the same resource.
+// RefRows are runtime refs.
+type RefRows interface {
+	// PutRef inserts a ref (ID 0) and sets its ID, or updates one, checked against the transition table. Its sandbox must
+	// exist, and has at most one ref that is RESERVED or ACTIVE per generation: spore.CodeConflict.
+	PutRef(r *spore.RuntimeRef) error
+	// Refs lists all that match, in the order of their ids.
+	Refs(f RefFilter) ([]*spore.RuntimeRef, error)
+	// CountRefs counts them.
+	CountRefs(f RefFilter) (int, error)
+}
+
+// JobRows are jobs, their logs and their places in the queue.
+type JobRows interface {
+	// InsertJob adds a row; spore.CodeBusy (ReasonInProgress) when another job is active on the same resource.
 	InsertJob(j *spore.Job) error
 	Job(id string) (*spore.Job, error)
 	UpdateJob(j *spore.Job) error
 	Jobs(f JobFilter) ([]*spore.Job, Page, error)
 	// ActiveJob is the job that is changing a resource, nil when there is none: there is at most one. FORK and
-	// SNAPSHOT_ROLLBACK only read their resource; they do not count, and any number may be active.
+	// SNAPSHOT_ROLLBACK only read their resource, and REPLICATE changes one replica of it; they do not count, and any number
+	// may be active.
 	ActiveJob(resourceID string) (*spore.Job, error)
 	// AppendJobLog adds a line to a job's log, as the next in order: line.Seq is not looked at.
 	AppendJobLog(jobID string, line spore.LogLine) error
@@ -84,17 +165,10 @@ type Tx interface {
 	// Enqueue puts a job in the queue, to be run after this transaction commits. A job that waits or runs already stays where
 	// it is.
 	Enqueue(jobID string, attempts int) error
+}
 
-	// PutRef inserts a ref (ID 0) and sets its ID, or updates one, checked against the transition table. Its sandbox must
-	// exist, and has at most one ref that is RESERVED or ACTIVE per generation: spore.CodeConflict.
-	PutRef(r *spore.RuntimeRef) error
-	// Refs lists refs in any of the given statuses (all when none given) of a template and/or a sandbox; "" matches any.
-	Refs(templateID, sandboxID string, statuses ...spore.RuntimeRefStatus) ([]*spore.RuntimeRef, error)
-
-	PutReplica(r *spore.Replica) error
-	Replicas(templateID string) ([]*spore.Replica, error)
-	DeleteReplica(templateID, nodeID string) error
-
+// ReplayRows are remembered requests.
+type ReplayRows interface {
 	// Replay looks an idempotency key up: nil when it is new. The caller compares digests.
 	Replay(caller, key string) (*Replay, error)
 	// PutReplay stores a key together with what the work made; spore.CodeConflict when it is there already.
@@ -102,6 +176,55 @@ type Tx interface {
 	// DropReplay forgets a key whose work came to nothing because the server died, so that a retry starts afresh.
 	DropReplay(resourceID string) error
 	PurgeReplays(before time.Time) (int, error)
+}
+
+// NodeRows are machines.
+type NodeRows interface {
+	// PutNode inserts or writes a row, as a whole; spore.CodeConflict when the transition table forbids the change of state.
+	PutNode(n *spore.Node) error
+	Node(id string) (*spore.Node, error)
+	// Nodes lists all, in the order of their ids; forgotten ones only when asked for.
+	Nodes(forgotten bool) ([]*spore.Node, error)
+}
+
+// ControllerRows are the servers that share the rows, and what each of them has taken for itself.
+type ControllerRows interface {
+	// Beat says that a controller lives, and makes its row at the first time; spore.CodeConflict (ReasonFenced) once it was fenced.
+	Beat(id string, now time.Time) error
+	Controllers() ([]Controller, error)
+	// Fence declares a controller dead, for good: it cannot write any more (see Guard), and its leases are gone.
+	Fence(id string) error
+	// Guard is spore.CodeConflict (ReasonFenced) when the controller was fenced. A controller asks it in each transaction
+	// that goes on with something begun earlier.
+	Guard(id string) error
+	// PurgeControllers removes fenced rows that have not beaten since.
+	PurgeControllers(before time.Time) (int, error)
+
+	// TakeLease takes or renews a lease for a holder until the given time; false when another holder of a controller that
+	// is not fenced has it and it has not run out by now.
+	TakeLease(l Lease, now time.Time) (bool, error)
+	// RenewLeases moves the end of all leases of a controller.
+	RenewLeases(controller string, until time.Time) error
+	// DropLease gives a lease back, if that holder has it.
+	DropLease(name, holder string) error
+	// Leases lists those of a controller; "" lists all.
+	Leases(controller string) ([]Lease, error)
+}
+
+// Controller is one server that shares the rows.
+type Controller struct {
+	ID        string
+	StartedAt time.Time
+	SeenAt    time.Time
+	Fenced    bool
+}
+
+// Lease is something that one holder at a time may do.
+type Lease struct {
+	Name       string // of what: "sandbox/ID", "leader"
+	Holder     string // who: unique for each operation
+	Controller string // where the holder runs
+	Until      time.Time
 }
 
 // Replay is one remembered request: what the client sent (as a digest) and what came of it.
@@ -126,15 +249,43 @@ type Paging struct {
 // Order: newest first.
 type TemplateFilter struct {
 	Paging
+	ID            string
 	Kind          spore.TemplateKind
 	Status        spore.TemplateStatus
-	Name          string
+	Name          string // its own name, its display name, or an alias
 	OriginSandbox string
 	ParentID      string
+	ArtifactID    string
 	Labels        map[string]string // all must match
-	Ephemeral     bool              // include ephemeral ones
-	EphemeralOnly bool              // only those
+	CreatedBefore time.Time
+	Ephemeral     bool // include ephemeral ones
+	EphemeralOnly bool // only those
 	Deleted       bool
+}
+
+// AliasFilter selects aliases; zero fields match anything.
+type AliasFilter struct {
+	Paging
+	Name       string
+	TemplateID string
+}
+
+// ReplicaFilter selects replicas; zero fields match anything.
+type ReplicaFilter struct {
+	Paging
+	NodeID string
+	Status spore.ReplicaStatus
+	Phase  spore.ReplicaPhase
+	Compat spore.CompatStatus
+}
+
+// ArtifactFilter selects artifacts; zero fields match anything. Order: newest first; with Fair, those whose removal was
+// tried longest ago first, and no pages: the first Limit.
+type ArtifactFilter struct {
+	Paging
+	Statuses     []spore.ArtifactStatus
+	UnusedBefore time.Time // unused since before that
+	Fair         bool
 }
 
 // SandboxFilter selects sandboxes; zero fields match anything. Killed ones only with Killed. Order: newest first.
@@ -142,9 +293,19 @@ type SandboxFilter struct {
 	Paging
 	States     []spore.SandboxState
 	TemplateID string
+	NodeID     string
 	Labels     map[string]string
 	EndsBefore time.Time // those whose time is up at this instant
 	Killed     bool
+}
+
+// RefFilter selects refs; zero fields match anything.
+type RefFilter struct {
+	TemplateID string
+	SandboxID  string
+	NodeID     string
+	Statuses   []spore.RuntimeRefStatus
+	Limit      int // 0: all
 }
 
 // JobFilter selects jobs; zero fields match anything. Order: newest first.
@@ -154,4 +315,6 @@ type JobFilter struct {
 	Operation  spore.Operation
 	ResourceID string
 	SandboxID  string
+	NodeID     string
+	Owner      string
 }
