@@ -60,6 +60,7 @@ type Replica struct {
 
 // ReplicaPolicy says where a template wants to be. The zero value: on the node that made it.
 type ReplicaPolicy struct {
+	Nodes    []string          // ids; empty: any that Selector matches
 	Selector map[string]string // of node labels; see Node.Matches
 	Min      int               // fewer READY replicas than that make the template PARTIALLY_READY
 	Max      int               // 0: on every node that matches, if Min or Pinned asks for any beside the first
