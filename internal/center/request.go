@@ -22,6 +22,15 @@ type BuildRequest struct {
 	EgressCA  []byte // PEM
 	KernelID  string // "" is the newest installed
 	Labels    map[string]string
+
+	DisplayName string
+	Author      string
+	Reason      string
+	Retain      bool
+	Policy      spore.CompatPolicy // "" is STRICT
+	Replicas    spore.ReplicaPolicy
+	Nodes       []string // only on these, by id or address; empty: on any
+	Defaults    spore.CreateDefaults
 }
 
 // ProcessOverride replaces parts of the image's process; nil fields leave the image's own.
@@ -35,6 +44,13 @@ type ProcessOverride struct {
 type CommitRequest struct {
 	Name   string
 	Labels map[string]string
+
+	DisplayName string
+	Author      string
+	Reason      string
+	Retain      bool
+	Policy      spore.CompatPolicy // "" is STRICT
+	Replicas    spore.ReplicaPolicy
 }
 
 // CreateRequest asks for a sandbox.
@@ -44,12 +60,20 @@ type CreateRequest struct {
 	OnEnd    spore.EndAction // "" is kill
 	Env      map[string]string
 	Labels   map[string]string
+
+	Nodes         []string // only on these, by id or address; empty: on any
+	PreferredNode string   // there and nowhere else, when it is given
 }
 
 // SnapshotRequest asks for a snapshot.
 type SnapshotRequest struct {
 	Name   string
 	Labels map[string]string
+
+	DisplayName string
+	Author      string
+	Reason      string
+	Retain      bool
 }
 
 // ForkRequest asks for forks. All get the same time to live, environment and labels.
@@ -74,6 +98,9 @@ type Deletion struct {
 	HeldBy      []string `json:"heldBy"`      // sandboxes and templates that keep some of its bytes
 	FreesBytes  int64    `json:"freesBytes"`  // with the next garbage collection
 	RetainBytes int64    `json:"retainBytes"` // kept for those in HeldBy
+	Running     []string `json:"running"`     // sandboxes that run on it: without force, they are why it is refused
+	Replicas    int      `json:"replicas"`    // on nodes
+	JobID       string   `json:"jobId"`       // that removes them; "" for a dry run
 }
 
 // TemplateQuery selects and pages a list of templates and snapshots.
@@ -82,6 +109,9 @@ type TemplateQuery struct {
 	Status        spore.TemplateStatus
 	Name          string
 	OriginSandbox string
+	ID            string
+	ParentID      string
+	ArtifactID    string
 	Labels        map[string]string
 	All           bool // deleted and ephemeral ones too
 	Limit         int
@@ -92,6 +122,7 @@ type TemplateQuery struct {
 type SandboxQuery struct {
 	States    []spore.SandboxState
 	Template  string
+	Node      string
 	Labels    map[string]string
 	All       bool // killed ones too
 	Limit     int
@@ -104,6 +135,8 @@ type JobQuery struct {
 	Operation spore.Operation
 	Resource  string
 	Sandbox   string
+	Node      string
+	Owner     string // the controller that runs them
 	Limit     int
 	PageToken string
 }
