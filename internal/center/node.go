@@ -94,7 +94,7 @@ type Node interface {
 }
 
 // ArtifactFile is an artifact's filesystem image.
-type ArtifactFile interface {
+type ArtifactFile = interface {
 	io.ReadSeekCloser
 	Size() int64
 	Digest() string // "sha256:..."

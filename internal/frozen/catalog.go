@@ -14,7 +14,7 @@ import (
 )
 
 var (
-	idForm      = regexp.MustCompile(`^[a-z0-9][a-z0-9-]{0,79}$`)
+	idForm      = regexp.MustCompile(`^[a-z0-9][a-z0-9+-]{0,79}$`)
 	pinForm     = regexp.MustCompile(`^[a-z0-9][a-z0-9._-]{0,119}$`)
 	captureForm = regexp.MustCompile(`^[0-9a-f]{32}$`)
 )

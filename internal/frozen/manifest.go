@@ -64,6 +64,7 @@ type Engine struct {
 	AccelReason string `json:"accelReason,omitempty"`
 	StateFormat string `json:"stateFormat"`
 	CPUModel    string `json:"cpuModel,omitempty"`
+	CPUFeatures string `json:"cpuFeatures,omitempty"`
 }
 
 var _ = vmm.Info(Engine{}) // the build breaks when the two drift apart

@@ -20,17 +20,17 @@ import (
 // tens of seconds.
 const bootTimeout = 5 * time.Minute
 
-// Bake boots a template, waits until it is ready and freezes it under its id.
-func (n *Node) Bake(ctx context.Context, t *spore.Template, note func(string)) (*spore.Frozen, error) {
+// Bake boots a template, waits until it is ready and freezes it under the id as.
+func (n *Node) Bake(ctx context.Context, t *spore.Template, as string, note func(string)) (*spore.Frozen, error) {
 	defer n.holds.drop(t.ArtifactID) // by now the frozen state holds it
 	n.holds.hold(t.KernelID)
 	defer n.holds.drop(t.KernelID)
-	if f, err := n.Frozen(ctx, t.ID); !isNotFound(err) {
+	if f, err := n.Frozen(ctx, as); !isNotFound(err) {
 		return f, err
 	}
-	f, err := n.bake(ctx, t, note)
+	f, err := n.bake(ctx, t, as, note)
 	if errors.Is(err, errEngineChanged) { // it is known now what the engine can do here
-		f, err = n.bake(ctx, t, note)
+		f, err = n.bake(ctx, t, as, note)
 	}
 	return f, err
 }
@@ -38,7 +38,7 @@ func (n *Node) Bake(ctx context.Context, t *spore.Template, note func(string)) (
 // errEngineChanged is when the engine found out, as it booted its first guest, that it can do better than it had said.
 var errEngineChanged = errors.New("the engine is another than when the boot began")
 
-func (n *Node) bake(ctx context.Context, t *spore.Template, note func(string)) (*spore.Frozen, error) {
+func (n *Node) bake(ctx context.Context, t *spore.Template, as string, note func(string)) (*spore.Frozen, error) {
 	bundle, err := n.opt.Kernels.Get(t.KernelID)
 	if err != nil {
 		return nil, err
@@ -53,7 +53,7 @@ func (n *Node) bake(ctx context.Context, t *spore.Template, note func(string)) (
 		AgentVersion: bundle.AgentVersion, KernelVersion: bundle.KernelVersion,
 	}
 	id := newMachineID()
-	draft, err := n.opt.Frozen.Begin(ctx, frozen.Spec{ID: t.ID, Kind: frozen.KindTemplate, Shape: shape})
+	draft, err := n.opt.Frozen.Begin(ctx, frozen.Spec{ID: as, Kind: frozen.KindTemplate, Shape: shape})
 	if err != nil {
 		return nil, err
 	}

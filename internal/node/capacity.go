@@ -19,8 +19,6 @@ const (
 	// thawEstimate is how much memory a thawed VM is taken to need at once: the hypervisor's own and the pages that
 	// the guest writes first. The rest it shares with its template.
 	thawEstimateMiB = 96
-	// minFreeDisk is kept free on the data directory's filesystem, so that rows and logs can always be written.
-	minFreeDisk = 256 * mib
 )
 
 // capacity is what the machine has and what of it is promised. It refuses by name what does not fit, and lets no more

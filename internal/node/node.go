@@ -34,21 +34,25 @@ type Options struct {
 	Pool int
 	// Overcommit is how many times the machine's memory may be promised to sandboxes, which share most of it. Default 4.
 	Overcommit float64
+	// Storage says how full the data directory's filesystem may become; the zero value stands for the default limits.
+	Storage spore.StorageLimits
 }
 
 // Node is one machine's rooms and VMs. Its methods may be called from many goroutines.
 type Node struct {
-	opt  Options
-	log  *slog.Logger
-	cap  *capacity
-	pool *pool
+	opt   Options
+	log   *slog.Logger
+	cap   *capacity
+	guard *guard
+	pool  *pool
 
 	holds   holds         // artifacts and kernels that something is about to stand on
 	closing chan struct{} // closed by Close
 
-	mu       sync.Mutex
-	machines map[string]*machine // by vmid, those that are or may become a sandbox's
-	onExit   func(sandboxID string, generation int, reason string)
+	mu        sync.Mutex
+	recovered bool                // Recover is done
+	machines  map[string]*machine // by vmid, those that are or may become a sandbox's
+	onExit    func(sandboxID string, generation int, reason string)
 }
 
 // Open makes a node of its parts. It asks the engine what it can do here, which may take as long as a bounded boot.
@@ -71,8 +75,12 @@ func Open(ctx context.Context, opt Options) (*Node, error) {
 	if err != nil {
 		return nil, err
 	}
+	guard, err := newGuard(opt.DataDir, opt.Storage)
+	if err != nil {
+		return nil, err
+	}
 	n := &Node{
-		opt: opt, log: opt.Logger, cap: limits, closing: make(chan struct{}), machines: map[string]*machine{},
+		opt: opt, log: opt.Logger, cap: limits, guard: guard, closing: make(chan struct{}), machines: map[string]*machine{},
 		holds: holds{count: map[string]int{}}, onExit: func(string, int, string) {},
 	}
 	n.pool = newPool(n, opt.Pool)

@@ -44,7 +44,13 @@ func (n *Node) Recover(ctx context.Context, want []*spore.Sandbox) (map[string]e
 	if err := g.Wait(); err != nil {
 		return nil, err
 	}
-	return r.failed, r.dropPins()
+	if err := r.dropPins(); err != nil {
+		return nil, err
+	}
+	n.mu.Lock()
+	n.recovered = true
+	n.mu.Unlock()
+	return r.failed, nil
 }
 
 // recovery is one run of Recover.

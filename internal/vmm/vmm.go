@@ -51,6 +51,7 @@ type Info struct {
 	AccelReason string // why not kvm, in one sentence; empty with kvm
 	StateFormat string // device state written under one StateFormat loads under the same one
 	CPUModel    string // the CPU model guests see
+	CPUFeatures string // what guests use of this host's processor and another may lack; empty when it is emulated
 }
 
 // Config is the shape of one VM. The same Config must be used to thaw what it froze: device state fits one shape only.

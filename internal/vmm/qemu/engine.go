@@ -106,11 +106,12 @@ type platform struct {
 	accel, reason string
 	cpu           string // for -cpu
 	cpuName       string // for people
+	features      string // of the host's processor, when guests see it
 }
 
 func (p platform) info() vmm.Info {
 	return vmm.Info{
-		Engine: "qemu", Version: p.version.String(), Accel: p.accel, AccelReason: p.reason, CPUModel: p.cpuName,
+		Engine: "qemu", Version: p.version.String(), Accel: p.accel, AccelReason: p.reason, CPUModel: p.cpuName, CPUFeatures: p.features,
 		StateFormat: fmt.Sprintf("qemu-%d.%d/%s/%s/%s", p.version.Major, p.version.Minor, machineType, p.accel, digestOf(p.cpuName)),
 	}
 }
@@ -134,11 +135,11 @@ func (e *Engine) platform(ctx context.Context, kernel, initrd string) (platform,
 		return platform{}, err
 	}
 	if v.Accel == AccelKVM {
-		name, err := hostCPU()
+		cpu, err := hostCPU()
 		if err != nil {
 			return platform{}, err
 		}
-		return platform{hypervisor: hv, accel: AccelKVM, cpu: "host", cpuName: "host: " + name}, nil
+		return platform{hypervisor: hv, accel: AccelKVM, cpu: "host", cpuName: "host: " + cpu.name, features: cpu.features}, nil
 	}
 	return platform{hypervisor: hv, accel: AccelTCG, reason: v.Reason, cpu: tcgCPU, cpuName: tcgCPU}, nil
 }

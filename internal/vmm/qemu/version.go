@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"os"
 	"regexp"
+	"slices"
 	"strconv"
 	"strings"
 )
@@ -38,27 +39,41 @@ func ParseVersion(out []byte) (Version, error) {
 	return Version{n[0], n[1], n[2]}, nil
 }
 
-// hostCPU names the processor as far as it matters to a guest that sees it: model and features.
-func hostCPU() (string, error) {
+// processor is the host's, as far as it matters to a guest that sees it.
+type processor struct {
+	name     string // model and features, for people
+	features string // vendor and features alone
+}
+
+func hostCPU() (processor, error) {
 	text, err := os.ReadFile("/proc/cpuinfo")
 	if err != nil {
-		return "", fmt.Errorf("qemu: %w", err)
+		return processor{}, fmt.Errorf("qemu: %w", err)
 	}
 	return parseCPU(string(text)), nil
 }
 
-func parseCPU(text string) string {
-	model, flags := "unknown", ""
+// parseCPU reads the first processor of /proc/cpuinfo.
+func parseCPU(text string) processor {
+	vendor, model, flags := "unknown", "unknown", ""
 	for line := range strings.Lines(text) {
 		key, value, _ := strings.Cut(line, ":")
-		switch strings.TrimSpace(key) {
+		key, value = strings.TrimSpace(key), strings.TrimSpace(value)
+		if key == "" {
+			break
+		}
+		switch key {
+		case "vendor_id":
+			vendor = value
 		case "model name":
-			model = strings.TrimSpace(value)
+			model = value
 		case "flags":
-			flags = strings.TrimSpace(value)
-		case "":
-			return fmt.Sprintf("%s (features %s)", model, digestOf(flags))
+			flags = value
 		}
 	}
-	return fmt.Sprintf("%s (features %s)", model, digestOf(flags))
+	sorted := slices.Compact(slices.Sorted(slices.Values(strings.Fields(flags))))
+	return processor{
+		name:     fmt.Sprintf("%s (features %s)", model, digestOf(flags)),
+		features: vendor + "/" + digestOf(strings.Join(sorted, " ")),
+	}
 }
