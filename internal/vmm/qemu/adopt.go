@@ -11,6 +11,7 @@ import (
 	"io/fs"
 	"os"
 	"path/filepath"
+	"syscall"
 
 	spore "github.com/sporevm/spore"
 	"github.com/sporevm/spore/internal/vmm"
@@ -35,6 +36,9 @@ func (m *machine) writeRecord() error {
 		return err
 	}
 	command, err := commandDigest(m.proc.pid)
+	if errors.Is(err, errGone) {
+		return nil // there is nothing to adopt; that it ended, and why, its monitor tells
+	}
 	if err != nil {
 		return err
 	}
@@ -74,6 +78,9 @@ func bootID() (string, error) {
 
 func commandDigest(pid int) (string, error) {
 	text, err := os.ReadFile(fmt.Sprintf("/proc/%d/cmdline", pid))
+	if errors.Is(err, os.ErrNotExist) || errors.Is(err, syscall.ESRCH) {
+		return "", errGone
+	}
 	if err != nil {
 		return "", fmt.Errorf("qemu: %w", err)
 	}
