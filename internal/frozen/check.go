@@ -100,6 +100,42 @@ func (s *Store) check(ctx context.Context, full bool, progress func(done, total 
 	return k.report, nil
 }
 
+// Verify is nil when a frozen VM is whole: every piece is there and is the one that the manifest names. With full every
+// byte is read, otherwise only what is small. It fails with CodeNotFound, with CodeDamaged naming the piece, or with
+// CodeUnsupported for a newer format.
+func (s *Store) Verify(ctx context.Context, id string, full bool) (err error) {
+	var m *Manifest
+	var held *lease
+	err = s.publishing(func() error {
+		var err error
+		if m, err = s.Manifest(id); err != nil {
+			return err
+		}
+		held, err = s.newLease("verification of "+id, m.PieceIDs())
+		return err
+	})
+	if err != nil {
+		return err
+	}
+	defer func() { err = errors.Join(err, held.release()) }()
+	for _, p := range m.Pieces() {
+		if err := ctx.Err(); err != nil {
+			return err
+		}
+		f, err := s.openPiece(m, p)
+		if err != nil {
+			return err
+		}
+		if err := f.Close(); err != nil {
+			return err
+		}
+		if err := s.checkData(ctx, p, full, func(int64) {}); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
 type checker struct {
 	store  *Store
 	census *census
@@ -203,7 +239,7 @@ func (k *checker) checkNamed() error {
 func (k *checker) stillThere(list []*Manifest) []*Manifest {
 	var out []*Manifest
 	for _, m := range list {
-		if is, err := k.store.Manifest(m.ID); err == nil && is.Revision == m.Revision {
+		if is, err := k.store.Manifest(m.ID); err == nil && is.Capture == m.Capture && is.Revision == m.Revision {
 			out = append(out, m)
 		}
 	}

@@ -2,6 +2,7 @@ package frozen
 
 import (
 	"bytes"
+	"cmp"
 	"encoding/json"
 	"errors"
 	"fmt"
@@ -20,6 +21,9 @@ const (
 	crashDir  = "SPORE_TEST_CRASH_DIR"
 	crashStep = "SPORE_TEST_CRASH_STEP"
 )
+
+// redo is the id under which the crashing life makes snap-0 again.
+const redo = "snap-0+redo"
 
 // TestCrashAtEachStep kills a process that lives a whole life over a store, at the first durable step, then at the
 // second, and so on. What is listed afterwards is whole, and after one sweep nothing is left over.
@@ -115,10 +119,20 @@ func TestCrashChild(t *testing.T) {
 			t.Fatal(err)
 		}
 	}
+	if err := s.Pin("s2", must[*Manifest](t)(s.Manifest("snap-0"))); err != nil {
+		t.Fatal(err)
+	}
+	r.vm.page(9, 99)
+	note(redo, r)
+	r.snapshot(t, s, redo)
+	must[*Manifest](t)(s.Promote(t.Context(), redo, "snap-0"))
+	must[*Manifest](t)(s.Promote(t.Context(), redo, "snap-0"))
 	must[*Manifest](t)(s.Flatten(t.Context(), "snap-1", FlattenOptions{}))
 	must[*Manifest](t)(s.Flatten(t.Context(), "snap-2", FlattenOptions{ToBase: true}))
-	if err := s.Unpin("s1"); err != nil {
-		t.Fatal(err)
+	for _, pin := range []string{"s1", "s2"} {
+		if err := s.Unpin(pin); err != nil {
+			t.Fatal(err)
+		}
 	}
 	if err := s.Remove("tpl-1"); err != nil {
 		t.Fatal(err)
@@ -137,12 +151,23 @@ func afterCrash(t *testing.T, dir string) error {
 	if err != nil {
 		return err
 	}
+	unfinished := false
 	for _, e := range entries {
 		if e.Err != nil {
 			return fmt.Errorf("%s is listed: %w", e.ID, e.Err)
 		}
-		if err := readBack(t, s, e.Manifest, dir+"-"+e.ID); err != nil {
+		if err := readBack(t, s, e.Manifest, dir); err != nil {
 			return fmt.Errorf("%s is listed: %w", e.ID, err)
+		}
+		unfinished = unfinished || e.ID == redo
+	}
+	if unfinished {
+		m, err := s.Promote(t.Context(), redo, "snap-0")
+		if err == nil {
+			err = readBack(t, s, m, dir)
+		}
+		if err != nil || m.MadeAs != redo {
+			return fmt.Errorf("promoted after all: %+v, %w", m, err)
 		}
 	}
 	pins, err := s.Pins()
@@ -152,7 +177,7 @@ func afterCrash(t *testing.T, dir string) error {
 	for _, name := range pins {
 		m, err := s.Pinned(name)
 		if err == nil {
-			err = readBack(t, s, m, dir+"-"+m.ID)
+			err = readBack(t, s, m, dir)
 		}
 		if err != nil {
 			return fmt.Errorf("pin %s: %w", name, err)
@@ -187,7 +212,8 @@ func afterCrash(t *testing.T, dir string) error {
 }
 
 // readBack compares a frozen VM with what was noted of it. A template is noted only after it was made.
-func readBack(t *testing.T, s *Store, m *Manifest, note string) error {
+func readBack(t *testing.T, s *Store, m *Manifest, dir string) error {
+	note := dir + "-" + cmp.Or(m.MadeAs, m.ID)
 	img, err := s.OpenManifest(t.Context(), m)
 	if err != nil {
 		return err

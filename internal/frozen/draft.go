@@ -1,6 +1,7 @@
 package frozen
 
 import (
+	"cmp"
 	"context"
 	"encoding/json"
 	"errors"
@@ -16,6 +17,7 @@ import (
 // Spec is what a draft is about.
 type Spec struct {
 	ID    string // of the manifest: tpl-..., snap-..., or a sandbox's id for KindPause
+	For   string // the id that it is to be promoted to, which its pieces will be known by; empty if to none
 	Kind  Kind
 	Shape Shape
 	// Parent is what the VM was thawed from (from Image.Manifest or Pinned), or a later capture of the same VM; nil
@@ -71,7 +73,7 @@ func (s *Store) Begin(ctx context.Context, spec Spec) (_ *Draft, err error) {
 		return nil, err
 	}
 	d := &Draft{spec: spec, baseID: newPieceID(BaseMemory)}
-	if d.workshop, err = s.newWorkshop(spec.ID, randomHex(16)); err != nil {
+	if d.workshop, err = s.newWorkshop(cmp.Or(spec.For, spec.ID), randomHex(16)); err != nil {
 		return nil, err
 	}
 	defer func() {
@@ -107,7 +109,7 @@ func (s *Store) Begin(ctx context.Context, spec Spec) (_ *Draft, err error) {
 }
 
 func (spec Spec) validate() error {
-	if err := checkID(spec.ID); err != nil {
+	if err := errors.Join(checkID(spec.ID), checkID(cmp.Or(spec.For, spec.ID))); err != nil {
 		return err
 	}
 	switch spec.Kind {

@@ -20,10 +20,12 @@ const (
 )
 
 // Manifest is the commit record of one frozen VM: which pieces it consists of and what shape of VM they fit. It never
-// changes once published, except that Flatten replaces the chains by equivalent ones and counts Revision up.
+// changes once published, except that Flatten replaces the chains by equivalent ones and counts Revision up, and that
+// Promote gives it another id.
 type Manifest struct {
 	Format   int       `json:"format"`
 	ID       string    `json:"id"`
+	MadeAs   string    `json:"madeAs,omitempty"` // the id that it had before it was promoted
 	Kind     Kind      `json:"kind"`
 	Parent   string    `json:"parent,omitempty"` // id of what the VM was thawed from; "" for a template boot
 	Capture  string    `json:"capture"`          // 32 hex digits, random: the paused window it was taken in

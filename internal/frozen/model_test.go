@@ -6,11 +6,13 @@ import (
 	"fmt"
 	"os"
 	"path/filepath"
+	"slices"
 	"testing"
 
 	"pgregory.net/rapid"
 
 	"github.com/sporevm/spore"
+	"github.com/sporevm/spore/internal/vmm"
 )
 
 // TestModel runs random lives of sandboxes over one store: writes, snapshots over parents of any depth, thaws, flattens,
@@ -30,6 +32,8 @@ func TestModel(t *testing.T) {
 			"thaw":     m.thaw,
 			"flatten":  m.flatten,
 			"remove":   m.remove,
+			"promote":  m.promote,
+			"compare":  m.compare,
 			"kill":     m.kill,
 			"sweep":    m.sweep,
 			"":         m.check,
@@ -175,6 +179,46 @@ func (m *model) remove(rt *rapid.T) {
 			break
 		}
 	}
+}
+
+// promote puts one frozen VM in the place of another. What stands on that goes on.
+func (m *model) promote(rt *rapid.T) {
+	from, to := m.pickID(rt), m.pickID(rt)
+	if from == to {
+		rt.Skip("nothing to promote")
+	}
+	for range 2 { // the second time it has happened
+		if is := must[*Manifest](m.t)(m.store.Promote(m.t.Context(), from, to)); is.ID != to || is.MadeAs != from {
+			rt.Fatalf("promoted: %+v", is)
+		}
+	}
+	m.made[to] = m.made[from]
+	delete(m.made, from)
+	m.ids = slices.DeleteFunc(m.ids, func(id string) bool { return id == from })
+}
+
+// compare holds the difference of two frozen VMs against their copies.
+func (m *model) compare(rt *rapid.T) {
+	a, b := m.pickID(rt), m.pickID(rt)
+	x := must[*Image](m.t)(m.store.OpenImage(m.t.Context(), a))
+	defer x.Close()
+	y := must[*Image](m.t)(m.store.OpenImage(m.t.Context(), b))
+	defer y.Close()
+	got := must[*Difference](m.t)(Compare(m.t.Context(), x, y))
+	memory, disk := differing(m.made[a].ram, m.made[b].ram), differing(m.made[a].disk, m.made[b].disk)
+	if got.MemoryBytes != totalLength(memory) || got.DiskBytes != totalLength(disk) || len(subtract(disk, got.Disk)) > 0 {
+		rt.Errorf("%s and %s differ in %+v, it says %+v", a, b, [2]any{memory, disk}, got)
+	}
+}
+
+// differing lists the pages in which two slices of one length differ.
+func differing(a, b []byte) (out []vmm.Range) {
+	for i := 0; i < len(a); i += pageSize {
+		if !bytes.Equal(a[i:i+pageSize], b[i:i+pageSize]) {
+			out = appendRange(out, vmm.Range{Offset: int64(i), Length: pageSize})
+		}
+	}
+	return out
 }
 
 func (m *model) kill(rt *rapid.T) {

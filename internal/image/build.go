@@ -21,6 +21,52 @@ type BuildOptions struct {
 	ResolveOptions
 	EgressCA []byte         // certificate in PEM form to make the system trust, nil for none
 	Progress func(Progress) // called from one goroutine at a time, and should be quick
+	// Reserve, unless nil, is asked for room on the disk before that many bytes are written; release follows when they
+	// are, or will not be. Its error ends the build.
+	Reserve func(bytes int64) (release func(), err error)
+}
+
+// Identity says which artifact an image would become, and what the image says.
+type Identity struct {
+	ArtifactID    string
+	Image         Image
+	Config        Config
+	CAFingerprint string // of the certificate that would be baked in; empty for none
+}
+
+// Identify finds out which artifact Build would make of an image right now. It makes nothing, and fails as Resolve does.
+func (s *Store) Identify(ctx context.Context, ref string, o BuildOptions) (*Identity, error) {
+	p, err := s.plan(ctx, ref, o)
+	if err != nil {
+		return nil, err
+	}
+	return &Identity{ArtifactID: p.id, Image: p.image.Image, Config: p.image.Config, CAFingerprint: p.fingerprint()}, nil
+}
+
+// plan resolves what to build.
+func (s *Store) plan(ctx context.Context, ref string, o BuildOptions) (*build, error) {
+	b := &build{store: s, track: newTracker(o.Progress), room: o.Reserve}
+	var err error
+	if o.EgressCA != nil {
+		if b.ca, err = rootfs.ParseCA(o.EgressCA); err != nil {
+			return nil, err
+		}
+	}
+	if b.image, err = s.Resolve(ctx, ref, o.ResolveOptions); err != nil {
+		return nil, err
+	}
+	if b.room == nil {
+		b.room = func(int64) (func(), error) { return func() {}, nil }
+	}
+	b.id = artifactID(b.image.DiffIDs, runtime.GOARCH, b.fingerprint())
+	return b, nil
+}
+
+func (b *build) fingerprint() string {
+	if b.ca == nil {
+		return ""
+	}
+	return b.ca.Fingerprint
 }
 
 // Build resolves an image and makes the artifact for it, unless the store has it: then it does no more than to ask
@@ -30,33 +76,20 @@ type BuildOptions struct {
 // CodeNoSpace when the disk is full, and with CodeDamaged when a layer is not what its digest says. After an error, or a
 // crash, nothing of the artifact is left.
 func (s *Store) Build(ctx context.Context, ref string, o BuildOptions) (*Result, error) {
-	var ca *rootfs.CA
-	if o.EgressCA != nil {
-		var err error
-		if ca, err = rootfs.ParseCA(o.EgressCA); err != nil {
-			return nil, err
-		}
-	}
-	r, err := s.Resolve(ctx, ref, o.ResolveOptions)
+	b, err := s.plan(ctx, ref, o)
 	if err != nil {
 		return nil, err
 	}
-	fingerprint := ""
-	if ca != nil {
-		fingerprint = ca.Fingerprint
-	}
-	id := artifactID(r.DiffIDs, runtime.GOARCH, fingerprint)
-	unlock, err := s.lockArtifact(ctx, id)
+	unlock, err := s.lockArtifact(ctx, b.id)
 	if err != nil {
 		return nil, err
 	}
 	defer unlock()
-	result := &Result{Image: r.Image, Config: r.Config}
-	if a, err := s.reuse(ctx, id, r); err != nil || a != nil {
+	result := &Result{Image: b.image.Image, Config: b.image.Config}
+	if a, err := s.reuse(ctx, b.id, b.image); err != nil || a != nil {
 		result.Artifact, result.Reused = a, true
 		return result, err
 	}
-	b := &build{store: s, id: id, image: r, ca: ca, track: newTracker(o.Progress)}
 	if result.Artifact, err = b.run(ctx); err != nil {
 		return nil, err
 	}
@@ -88,6 +121,7 @@ type build struct {
 	image *Resolved
 	ca    *rootfs.CA
 	track *tracker
+	room  func(bytes int64) (release func(), err error)
 }
 
 func (b *build) run(ctx context.Context) (*Artifact, error) {
@@ -132,6 +166,11 @@ func (b *build) pull(ctx context.Context) error {
 	if err := checkSpace(b.store.blobs.dir, missing); err != nil {
 		return err
 	}
+	release, err := b.room(missing)
+	if err != nil {
+		return err
+	}
+	defer release()
 	b.track.begin(PhasePulling, len(b.image.layers), total)
 	group, ctx := errgroup.WithContext(ctx)
 	group.SetLimit(4)

@@ -108,6 +108,35 @@ func (s *Store) Get(id string) (*Artifact, error) {
 	return a, nil
 }
 
+// File is an open artifact. It stays readable when the artifact is removed meanwhile.
+type File struct {
+	*os.File
+	artifact *Artifact
+}
+
+// Size is the length of the file in bytes.
+func (f *File) Size() int64 { return f.artifact.SizeBytes }
+
+// Digest is what the SHA-256 of the whole file should be, "sha256:...".
+func (f *File) Digest() string { return f.artifact.Digest }
+
+// OpenFile opens the filesystem image of an artifact as it is; Verify says whether that is what it should be. It fails
+// as Get does.
+func (s *Store) OpenFile(id string) (*File, error) {
+	a, err := s.Get(id)
+	if err != nil {
+		return nil, err
+	}
+	f, err := os.Open(a.Path)
+	if errors.Is(err, fs.ErrNotExist) { // removed since
+		return nil, spore.Errorf(spore.CodeNotFound, "there is no artifact %s", id).WithCause(err)
+	}
+	if err != nil {
+		return nil, artifactDamaged(id, "its file cannot be opened").WithCause(err)
+	}
+	return &File{f, a}, nil
+}
+
 func artifactDamaged(id, how string) *spore.Error {
 	return spore.Errorf(spore.CodeDamaged, "artifact %s is damaged: %s", id, how).
 		WithHint("build the template again from its image; that replaces the artifact")

@@ -33,6 +33,11 @@ func (b *build) writeImage(ctx context.Context, tree *rootfs.Tree, dir string, a
 	if err != nil {
 		return err
 	}
+	release, err := b.room(layout.DataEnd())
+	if err != nil {
+		return err
+	}
+	defer release()
 	f, err := os.OpenFile(filepath.Join(dir, artifactFile), os.O_CREATE|os.O_EXCL|os.O_RDWR, 0o600)
 	if err != nil {
 		return diskError(err, dir, layout.DataEnd())
