@@ -10,12 +10,305 @@ import (
 	spore "github.com/sporevm/spore"
 )
 
+// AdoptRequest Which UNKNOWN replicas are declared to fit.
+type AdoptRequest struct {
+	// Nodes On these nodes only, by id.
+	//
+	// Example: ["local"]
+	Nodes []string `json:"nodes,omitempty,omitzero"`
+
+	// Template Of this template or snapshot only.
+	//
+	// Example: python
+	Template string `json:"template,omitempty,omitzero"`
+}
+
+// Adoption How many replicas were declared to fit.
+type Adoption struct {
+	// Adopted How many.
+	//
+	// Example: 2
+	Adopted int `json:"adopted"`
+}
+
+// Alias A name and tag that point at a template or snapshot.
+type Alias struct {
+	// Author Who pointed it there.
+	//
+	// Example: ada
+	Author string `json:"author,omitempty,omitzero"`
+
+	// Label How people write it; the tag is left out when it is `latest`.
+	//
+	// Example: python
+	Label string `json:"label"`
+
+	// Name The name.
+	//
+	// Example: python
+	Name string `json:"name"`
+
+	// Reason Why.
+	Reason string `json:"reason,omitempty,omitzero"`
+
+	// Tag The tag.
+	//
+	// Example: latest
+	Tag string `json:"tag"`
+
+	// TemplateID What it points at.
+	//
+	// Example: tpl-5f1d7a84be3c90a1d2e4f607
+	TemplateID string `json:"templateId"`
+
+	// UpdatedAt When.
+	UpdatedAt time.Time `json:"updatedAt"`
+}
+
+// AliasChange One change of an alias.
+type AliasChange struct {
+	// At When.
+	At time.Time `json:"at"`
+
+	// Author Who did it.
+	//
+	// Example: ada
+	Author string `json:"author,omitempty,omitzero"`
+
+	// Name The name.
+	//
+	// Example: python
+	Name string `json:"name"`
+
+	// Reason Why.
+	Reason string `json:"reason,omitempty,omitzero"`
+
+	// Seq Ascends.
+	//
+	// Example: 3
+	Seq int64 `json:"seq"`
+
+	// Tag The tag.
+	//
+	// Example: latest
+	Tag string `json:"tag"`
+
+	// TemplateID What it pointed at from then on; not there when it was removed.
+	//
+	// Example: tpl-5f1d7a84be3c90a1d2e4f607
+	TemplateID string `json:"templateId,omitempty,omitzero"`
+}
+
+// AliasHistory What an alias pointed at.
+type AliasHistory struct {
+	// Changes Newest first.
+	Changes []AliasChange `json:"changes"`
+}
+
+// AliasList One page of aliases.
+type AliasList struct {
+	// Aliases In the order of name and tag.
+	Aliases []Alias `json:"aliases"`
+
+	// NextPageToken Ask again with this as `pageToken`; not there on the last page.
+	//
+	// Example: MTc2MzcyNjQwMHx0cGwtNWYxZA
+	NextPageToken NextPageToken `json:"nextPageToken,omitempty,omitzero"`
+}
+
+// AliasRequest Where an alias is pointed.
+type AliasRequest struct {
+	// Author Who asks for it.
+	//
+	// Example: ada
+	Author string `json:"author,omitempty,omitzero"`
+
+	// Reason Why, in a sentence.
+	//
+	// Example: before the upgrade
+	Reason string `json:"reason,omitempty,omitzero"`
+
+	// Template Id, name or alias of a template or snapshot.
+	//
+	// Example: tpl-5f1d7a84be3c90a1d2e4f607
+	Template string `json:"template"`
+}
+
+// Artifact A read-only root filesystem, named by what it was built from.
+type Artifact struct {
+	// BuildJobID The job that builds it, while it is BUILDING.
+	//
+	// Example: job-5f1d7a84be3c90a1d2e4f607
+	BuildJobID string `json:"buildJobId,omitempty,omitzero"`
+
+	// CreatedAt When it was first asked for.
+	CreatedAt time.Time `json:"createdAt"`
+
+	// Digest Of its bytes, once it is READY.
+	//
+	// Example: sha256:9f86d081884c7d659a2feaa0c55ad015a3bf4f1b2b0b822cd15d6c15b0f00a08
+	Digest string `json:"digest,omitempty,omitzero"`
+
+	// EgressCA The certificate authority that was added to the image's trust stores.
+	EgressCA EgressCA `json:"egressCA"`
+
+	// ID Its id.
+	//
+	// Example: rfs-0123456789abcdef01234567
+	ID string `json:"id"`
+
+	// Image Which image something was built from.
+	Image Image `json:"image"`
+
+	// LastError Why it is FAILED.
+	LastError string `json:"lastError,omitempty,omitzero"`
+
+	// Placements The nodes that were given it. Only in the answer about one artifact.
+	Placements []Placement `json:"placements,omitempty,omitzero"`
+
+	// Process What the image wants run. Also the default of commands in the sandbox.
+	Process Process `json:"process"`
+
+	// SizeBytes Its size.
+	//
+	// Example: 73400320
+	SizeBytes int64 `json:"sizeBytes"`
+
+	// Status Where an artifact stands.
+	//
+	// Example: READY
+	Status ArtifactStatus `json:"status"`
+
+	// TriedAt When its removal was last tried.
+	TriedAt time.Time `json:"triedAt,omitempty,omitzero"`
+
+	// UnusedAt Since when nothing refers to it; not there while something does.
+	UnusedAt time.Time `json:"unusedAt,omitempty,omitzero"`
+
+	// UpdatedAt When it last changed.
+	UpdatedAt time.Time `json:"updatedAt"`
+
+	// Users How many replicas, templates and active jobs refer to it. Only in the answer about one artifact.
+	//
+	// Example: 2
+	Users *int `json:"users,omitempty"`
+}
+
+// ArtifactList One page of artifacts.
+type ArtifactList struct {
+	// Artifacts The artifacts.
+	Artifacts []Artifact `json:"artifacts"`
+
+	// NextPageToken Ask again with this as `pageToken`; not there on the last page.
+	//
+	// Example: MTc2MzcyNjQwMHx0cGwtNWYxZA
+	NextPageToken NextPageToken `json:"nextPageToken,omitempty,omitzero"`
+}
+
+// ArtifactStatus Where an artifact stands.
+//
+// Example: READY
+type ArtifactStatus = spore.ArtifactStatus
+
+// ArtifactToken What the bytes of one artifact can be read with.
+type ArtifactToken struct {
+	// ExpiresAt Until when it is good.
+	ExpiresAt time.Time `json:"expiresAt"`
+
+	// Token The token; send it as `Authorization: Spore-Artifact TOKEN`.
+	Token string `json:"token"`
+
+	// URL Where they are, on this server.
+	//
+	// Example: /v1/artifacts/rfs-0123456789abcdef01234567/content
+	URL string `json:"url"`
+}
+
+// ArtifactTokenRequest How long a token is to be good.
+type ArtifactTokenRequest struct {
+	// TTLSeconds Seconds; 900 when left out.
+	//
+	// Example: 900
+	TTLSeconds int `json:"ttlSeconds,omitempty,omitzero"`
+}
+
+// ArtifactVerdict What was found when the nodes looked for an artifact.
+type ArtifactVerdict struct {
+	// ArtifactID The artifact.
+	//
+	// Example: rfs-0123456789abcdef01234567
+	ArtifactID string `json:"artifactId"`
+
+	// Full Every byte was read.
+	Full bool `json:"full"`
+
+	// Nodes What each node found.
+	Nodes []NodeVerdict `json:"nodes"`
+
+	// Status Where an artifact stands.
+	//
+	// Example: READY
+	Status ArtifactStatus `json:"status"`
+}
+
+// BatchDeleteRequest What is deleted.
+type BatchDeleteRequest struct {
+	// DryRun Change nothing; only say what would happen.
+	DryRun bool `json:"dryRun,omitempty,omitzero"`
+
+	// Force Although sandboxes run on them. They go on running.
+	Force bool `json:"force,omitempty,omitzero"`
+
+	// Refs Ids, names or aliases of templates and snapshots.
+	//
+	// Example: ["python","before-upgrade"]
+	Refs []string `json:"refs"`
+}
+
+// BatchDeletion What several deletes did, or would do.
+type BatchDeletion struct {
+	// Results One for each, in the order they were given.
+	Results []BatchDeletionResult `json:"results"`
+}
+
+// BatchDeletionResult One delete of several. Exactly one of `deletion` and `error` is there.
+type BatchDeletionResult struct {
+	// Deletion What it did, or would do.
+	Deletion *Deletion `json:"deletion,omitempty"`
+
+	// Error Why it was not done.
+	Error *Error `json:"error,omitempty"`
+
+	// Ref As it was given.
+	//
+	// Example: python
+	Ref string `json:"ref"`
+}
+
 // BuildRequest Asks for a template from an image.
 type BuildRequest struct {
+	// Author Who asks for it.
+	//
+	// Example: ada
+	Author string `json:"author,omitempty,omitzero"`
+
+	// CompatPolicy Which components must agree; all of them (STRICT), or the guest image only.
+	//
+	// Example: STRICT
+	CompatPolicy CompatPolicy `json:"compatPolicy,omitempty,omitzero"`
+
+	// Defaults What sandboxes inherit from a template. What the caller asks for comes on top.
+	Defaults CreateDefaults `json:"defaults,omitempty,omitzero"`
+
 	// DiskMiB Size of the writable disk in MiB; 4096 when left out.
 	//
 	// Example: 4096
 	DiskMiB int `json:"diskMiB,omitempty,omitzero"`
+
+	// DisplayName For people; need not be unique.
+	//
+	// Example: Python 3.12
+	DisplayName string `json:"displayName,omitempty,omitzero"`
 
 	// EgressCA A certificate authority in PEM form, to be added to the image's trust stores.
 	EgressCA string `json:"egressCA,omitempty,omitzero"`
@@ -56,11 +349,51 @@ type BuildRequest struct {
 	// Readiness When a booted template is ready to be frozen. With none of the probes, when the agent answers.
 	Readiness Readiness `json:"readiness,omitempty,omitzero"`
 
+	// Reason Why, in a sentence.
+	//
+	// Example: before the upgrade
+	Reason string `json:"reason,omitempty,omitzero"`
+
+	// Replicas Where it is to be.
+	Replicas ReplicaPolicy `json:"replicas,omitempty,omitzero"`
+
+	// Retain No policy removes it.
+	Retain bool `json:"retain,omitempty,omitzero"`
+
 	// VCPUs Number of processors; 1 when left out.
 	//
 	// Example: 1
 	VCPUs int `json:"vcpus,omitempty,omitzero"`
 }
+
+// Candidate One node that was considered for a sandbox.
+type Candidate struct {
+	// Address Where it can be asked.
+	Address string `json:"address,omitempty,omitzero"`
+
+	// CompatStatus Whether a replica fits its node's present components. MISSING is for a node that should have one and has none.
+	//
+	// Example: OK
+	CompatStatus CompatStatus `json:"compatStatus,omitempty,omitzero"`
+
+	// Fits The sandbox could run there.
+	Fits bool `json:"fits"`
+
+	// NodeID The node.
+	//
+	// Example: local
+	NodeID string `json:"nodeId"`
+
+	// Why Why it fits, or does not.
+	//
+	// Example: draining
+	Why string `json:"why"`
+}
+
+// ChangeKind How a file differs; modified is contents, mode or owner.
+//
+// Example: modified
+type ChangeKind = spore.ChangeKind
 
 // CheckProblem One finding of a check.
 type CheckProblem struct {
@@ -111,6 +444,21 @@ type Code = spore.Code
 
 // CommitRequest Names the template that a commit makes.
 type CommitRequest struct {
+	// Author Who asks for it.
+	//
+	// Example: ada
+	Author string `json:"author,omitempty,omitzero"`
+
+	// CompatPolicy Which components must agree; all of them (STRICT), or the guest image only.
+	//
+	// Example: STRICT
+	CompatPolicy CompatPolicy `json:"compatPolicy,omitempty,omitzero"`
+
+	// DisplayName For people; need not be unique.
+	//
+	// Example: Python 3.12
+	DisplayName string `json:"displayName,omitempty,omitzero"`
+
 	// Labels Keys and values that mean something to the user only.
 	//
 	// Example: {"team":"red"}
@@ -120,11 +468,159 @@ type CommitRequest struct {
 	//
 	// Example: python-numpy
 	Name string `json:"name"`
+
+	// Reason Why, in a sentence.
+	//
+	// Example: before the upgrade
+	Reason string `json:"reason,omitempty,omitzero"`
+
+	// Replicas Where it is to be.
+	Replicas ReplicaPolicy `json:"replicas,omitempty,omitzero"`
+
+	// Retain No policy removes it.
+	Retain bool `json:"retain,omitempty,omitzero"`
 }
 
-// CreateRequest Asks for a sandbox.
-type CreateRequest struct {
-	// Env Environment variables that every process in the sandbox gets beside the image's own.
+// CompatMatrix Templates beside nodes.
+type CompatMatrix struct {
+	// NextPageToken Ask again with this as `pageToken`; not there on the last page.
+	//
+	// Example: MTc2MzcyNjQwMHx0cGwtNWYxZA
+	NextPageToken NextPageToken `json:"nextPageToken,omitempty,omitzero"`
+
+	// Summary Counts over the whole matrix, whatever the page.
+	Summary CompatSummary `json:"summary"`
+
+	// Templates One page of rows.
+	Templates []CompatRow `json:"templates"`
+}
+
+// CompatPolicy Which components must agree; all of them (STRICT), or the guest image only.
+//
+// Example: STRICT
+type CompatPolicy = spore.CompatPolicy
+
+// CompatRow One template in the matrix.
+type CompatRow struct {
+	// Engine That it was frozen under.
+	//
+	// Example: qemu
+	Engine string `json:"engine,omitempty,omitzero"`
+
+	// Kind Whether it was built or committed (template) or is a point in a sandbox's life (snapshot).
+	//
+	// Example: template
+	Kind TemplateKind `json:"kind"`
+
+	// Name Its name; empty when it has none.
+	//
+	// Example: python
+	Name string `json:"name"`
+
+	// Nodes One for each node that has it, or should.
+	Nodes []NodeCompat `json:"nodes"`
+
+	// Overall STALE if it is on any node, else MISSING, else UNKNOWN, else OK.
+	Overall CompatStatus `json:"overall"`
+
+	// TemplateID The template or snapshot.
+	//
+	// Example: tpl-5f1d7a84be3c90a1d2e4f607
+	TemplateID string `json:"templateId"`
+}
+
+// CompatScan What a scan looked at and found.
+type CompatScan struct {
+	// Changed Whose verdict is another one now.
+	//
+	// Example: 1
+	Changed int `json:"changed"`
+
+	// Nodes Ids of the nodes that were scanned.
+	//
+	// Example: ["local"]
+	Nodes []string `json:"nodes"`
+
+	// Replicas That were judged.
+	//
+	// Example: 3
+	Replicas int `json:"replicas"`
+
+	// Stale That are STALE now.
+	//
+	// Example: 1
+	Stale int `json:"stale"`
+}
+
+// CompatStatus Whether a replica fits its node's present components. MISSING is for a node that should have one and has none.
+//
+// Example: OK
+type CompatStatus = spore.CompatStatus
+
+// CompatSummary Counts over the whole matrix, whatever the page.
+type CompatSummary struct {
+	// AffectedNodes Nodes with a stale replica.
+	//
+	// Example: 2
+	AffectedNodes int `json:"affectedNodes"`
+
+	// MissingReplicas Replicas that are MISSING.
+	//
+	// Example: 0
+	MissingReplicas int `json:"missingReplicas"`
+
+	// StaleReplicas Replicas that are STALE.
+	//
+	// Example: 2
+	StaleReplicas int `json:"staleReplicas"`
+
+	// StaleTemplates Templates with a stale replica.
+	//
+	// Example: 1
+	StaleTemplates int `json:"staleTemplates"`
+
+	// UnknownReplicas Replicas that are UNKNOWN.
+	//
+	// Example: 0
+	UnknownReplicas int `json:"unknownReplicas"`
+}
+
+// Components The versions that a frozen VM depends on. What is not known is not there.
+type Components struct {
+	// Agent Version of the agent.
+	//
+	// Example: 0.1.0
+	Agent string `json:"agent,omitempty,omitzero"`
+
+	// CPU Processor features in use that other machines may lack.
+	CPU string `json:"cpu,omitempty,omitzero"`
+
+	// Engine The hypervisor.
+	//
+	// Example: qemu
+	Engine string `json:"engine,omitempty,omitzero"`
+
+	// GuestImage The kernel bundle.
+	//
+	// Example: krn-0123456789abcdef01234567
+	GuestImage string `json:"guestImage,omitempty,omitzero"`
+
+	// Kernel Version of the kernel.
+	//
+	// Example: 6.1.0-32-cloud-amd64
+	Kernel string `json:"kernel,omitempty,omitzero"`
+
+	// StateFormat What the saved device state can be loaded by.
+	//
+	// Example: pc-i440fx-7.2
+	StateFormat string `json:"stateFormat,omitempty,omitzero"`
+}
+
+// CreateDefaults What sandboxes inherit from a template. What the caller asks for comes on top.
+type CreateDefaults struct {
+	// Env Environment variables that every process in the sandbox gets beside the image's own. Names and values together are at most
+	// 256 KiB.
+	//
 	//
 	// Example: {"TOKEN":"abc"}
 	Env Env `json:"env,omitempty,omitzero"`
@@ -139,7 +635,42 @@ type CreateRequest struct {
 	// Example: kill
 	OnEnd EndAction `json:"onEnd,omitempty,omitzero"`
 
-	// Template Id or name of a template or snapshot.
+	// TTLSeconds Its time is up this many seconds from now; 0 or left out is never.
+	//
+	// Example: 3600
+	TTLSeconds TTL `json:"ttlSeconds,omitempty,omitzero"`
+}
+
+// CreateRequest Asks for a sandbox.
+type CreateRequest struct {
+	// Env Environment variables that every process in the sandbox gets beside the image's own. Names and values together are at most
+	// 256 KiB.
+	//
+	//
+	// Example: {"TOKEN":"abc"}
+	Env Env `json:"env,omitempty,omitzero"`
+
+	// Labels Keys and values that mean something to the user only.
+	//
+	// Example: {"team":"red"}
+	Labels Labels `json:"labels,omitempty,omitzero"`
+
+	// Nodes Only on these nodes, by id.
+	//
+	// Example: ["local"]
+	Nodes []string `json:"nodes,omitempty,omitzero"`
+
+	// OnEnd What happens when a sandbox's time is up.
+	//
+	// Example: kill
+	OnEnd EndAction `json:"onEnd,omitempty,omitzero"`
+
+	// PreferredNode On this node, by id, or not at all.
+	//
+	// Example: local
+	PreferredNode string `json:"preferredNode,omitempty,omitzero"`
+
+	// Template Id, name or alias of a template or snapshot.
 	//
 	// Example: python
 	Template string `json:"template"`
@@ -170,10 +701,61 @@ type Deletion struct {
 	// Example: tpl-5f1d7a84be3c90a1d2e4f607
 	ID string `json:"id"`
 
+	// JobID The job that removes them; not there for a dry run.
+	//
+	// Example: job-5f1d7a84be3c90a1d2e4f607
+	JobID string `json:"jobId,omitempty,omitzero"`
+
+	// Replicas Replicas that go, one for each node.
+	//
+	// Example: 1
+	Replicas int `json:"replicas"`
+
 	// RetainBytes Bytes that are kept for those in `heldBy`.
 	//
 	// Example: 0
 	RetainBytes int64 `json:"retainBytes"`
+
+	// Running Sandboxes that run on it; they are why it is refused without `force`.
+	//
+	// Example: ["s0a1b2c3d4e5f60718293"]
+	Running []string `json:"running"`
+}
+
+// Diff What differs between two templates or snapshots.
+type Diff struct {
+	// DiskChangedBytes Bytes of the disk in blocks that differ.
+	//
+	// Example: 65536
+	DiskChangedBytes int64 `json:"diskChangedBytes"`
+
+	// Files Files that differ, in the order of their paths.
+	Files []FileChange `json:"files"`
+
+	// FilesOmitted How many more differ.
+	//
+	// Example: 0
+	FilesOmitted int `json:"filesOmitted"`
+
+	// From Id of the one before.
+	//
+	// Example: tpl-5f1d7a84be3c90a1d2e4f607
+	From string `json:"from"`
+
+	// MemoryChangedBytes Bytes of memory in pages that differ.
+	//
+	// Example: 1048576
+	MemoryChangedBytes int64 `json:"memoryChangedBytes"`
+
+	// MemoryTotalBytes Bytes of memory.
+	//
+	// Example: 536870912
+	MemoryTotalBytes int64 `json:"memoryTotalBytes"`
+
+	// To Id of the one after.
+	//
+	// Example: snap-5f1d7a84be3c90a1d2e4f607
+	To string `json:"to"`
 }
 
 // EgressCA The certificate authority that was added to the image's trust stores.
@@ -195,7 +777,8 @@ type EgressCA struct {
 // Example: kill
 type EndAction = spore.EndAction
 
-// Env Environment variables that every process in the sandbox gets beside the image's own.
+// Env Environment variables that every process in the sandbox gets beside the image's own. Names and values together are at most
+// 256 KiB.
 //
 // Example: {"TOKEN":"abc"}
 type Env map[string]string
@@ -228,6 +811,11 @@ type Error struct {
 	//
 	// Example: template python is still being made
 	Message string `json:"message"`
+
+	// Reason What exactly was refused, within a code.
+	//
+	// Example: no_ready_replica
+	Reason Reason `json:"reason,omitempty,omitzero"`
 }
 
 // Explanation What something is and why it is still here.
@@ -289,6 +877,58 @@ type ExtendRequest struct {
 	TTLSeconds TTL `json:"ttlSeconds"`
 }
 
+// FileChange One file that differs.
+type FileChange struct {
+	// Directory It is a directory.
+	Directory bool `json:"directory"`
+
+	// Kind How a file differs; modified is contents, mode or owner.
+	//
+	// Example: modified
+	Kind ChangeKind `json:"kind"`
+
+	// Path Where it is in the guest.
+	//
+	// Example: /etc/hostname
+	Path string `json:"path"`
+
+	// SizeFrom Its size before, in bytes.
+	//
+	// Example: 12
+	SizeFrom int64 `json:"sizeFrom"`
+
+	// SizeTo Its size after, in bytes.
+	//
+	// Example: 14
+	SizeTo int64 `json:"sizeTo"`
+}
+
+// Forgetting What giving up a node did, or would do.
+type Forgetting struct {
+	// DryRun Nothing has changed.
+	DryRun bool `json:"dryRun"`
+
+	// Lost Templates and snapshots that were nowhere else.
+	//
+	// Example: ["tpl-5f1d7a84be3c90a1d2e4f607"]
+	Lost []string `json:"lost"`
+
+	// NodeID The node.
+	//
+	// Example: local
+	NodeID string `json:"nodeId"`
+
+	// Replicas That are gone with it.
+	//
+	// Example: 4
+	Replicas int `json:"replicas"`
+
+	// Sandboxes That ran, or were paused, there.
+	//
+	// Example: ["s0a1b2c3d4e5f60718293"]
+	Sandboxes []string `json:"sandboxes"`
+}
+
 // ForkList The forks.
 type ForkList struct {
 	// Forks One for each that was asked for.
@@ -302,7 +942,9 @@ type ForkRequest struct {
 	// Example: 4
 	Count int `json:"count,omitempty,omitzero"`
 
-	// Env Environment variables that every process in the sandbox gets beside the image's own.
+	// Env Environment variables that every process in the sandbox gets beside the image's own. Names and values together are at most
+	// 256 KiB.
+	//
 	//
 	// Example: {"TOKEN":"abc"}
 	Env Env `json:"env,omitempty,omitzero"`
@@ -317,7 +959,7 @@ type ForkRequest struct {
 	// Example: kill
 	OnEnd EndAction `json:"onEnd,omitempty,omitzero"`
 
-	// Source Id of a running sandbox, or id or name of a template or snapshot.
+	// Source Id of a running sandbox, or id, name or alias of a template or snapshot.
 	//
 	// Example: s0a1b2c3d4e5f60718293
 	Source string `json:"source"`
@@ -372,6 +1014,9 @@ type GarbageReport struct {
 
 	// Items Each thing that nothing held.
 	Items []GarbageItem `json:"items"`
+
+	// Policies Templates and snapshots that retention policies remove.
+	Policies []PolicyRemoval `json:"policies"`
 }
 
 // Health That the server answers.
@@ -463,6 +1108,16 @@ type Info struct {
 
 // Job One durable run of one operation on one resource.
 type Job struct {
+	// ArtifactID The artifact that it is about.
+	//
+	// Example: rfs-0123456789abcdef01234567
+	ArtifactID string `json:"artifactId,omitempty,omitzero"`
+
+	// ArtifactStatus Where an artifact stands.
+	//
+	// Example: READY
+	ArtifactStatus ArtifactStatus `json:"artifactStatus,omitempty,omitzero"`
+
 	// Attempt Which attempt this is, from 1.
 	//
 	// Example: 1
@@ -485,10 +1140,21 @@ type Job struct {
 	// Example: job-5f1d7a84be3c90a1d2e4f607
 	ID string `json:"id"`
 
+	// NodeID Where its work is done, when that is one node.
+	//
+	// Example: local
+	NodeID string `json:"nodeId,omitempty,omitzero"`
+
+	// Nodes How the making of replicas goes; not there for a job that makes none.
+	Nodes *NodeCounts `json:"nodes,omitempty"`
+
 	// Operation What a job does.
 	//
 	// Example: CREATE
 	Operation Operation `json:"operation"`
+
+	// Owner The server that runs it; not there while it waits.
+	Owner string `json:"owner,omitempty,omitzero"`
 
 	// Phase How far a job has come.
 	//
@@ -503,8 +1169,14 @@ type Job struct {
 	// Pull What the pull of its image has moved; not there before a pull.
 	Pull *PullProgress `json:"pull,omitempty"`
 
+	// Redo What a REDO set out to do.
+	Redo *RedoPlan `json:"redo,omitempty"`
+
 	// Request What was asked for, without secrets.
 	Request json.RawMessage `json:"request,omitempty,omitzero"`
+
+	// RequestID The idempotency key that it was asked for under.
+	RequestID string `json:"requestId,omitempty,omitzero"`
 
 	// ResourceID The template or snapshot that it is about.
 	//
@@ -534,6 +1206,11 @@ type Job struct {
 	//
 	// Example: RUNNING
 	Status JobStatus `json:"status"`
+
+	// TemplateStatus Where a template or snapshot stands.
+	//
+	// Example: READY
+	TemplateStatus TemplateStatus `json:"templateStatus,omitempty,omitzero"`
 }
 
 // JobList One page of jobs.
@@ -626,8 +1303,33 @@ type KernelRequest struct {
 // Example: {"team":"red"}
 type Labels map[string]string
 
+// Lineage The history of a template or snapshot.
+type Lineage struct {
+	// Ancestors What it came of, the nearest first.
+	Ancestors []LineageEntry `json:"ancestors"`
+
+	// Descendants What came of it, each after its parent.
+	Descendants []LineageEntry `json:"descendants"`
+
+	// Omitted There are more than the limit.
+	Omitted bool `json:"omitted"`
+
+	// Self The one that was asked about.
+	Self LineageEntry `json:"self"`
+}
+
 // LineageEntry One template or snapshot and its parent.
 type LineageEntry struct {
+	// Aliases What points at it. Only in the history of one template.
+	//
+	// Example: ["python"]
+	Aliases []string `json:"aliases,omitempty,omitzero"`
+
+	// Author Who asked for it.
+	//
+	// Example: ada
+	Author string `json:"author,omitempty,omitzero"`
+
 	// CreatedAt When it was asked for.
 	CreatedAt time.Time `json:"createdAt"`
 
@@ -663,6 +1365,11 @@ type LineageEntry struct {
 	//
 	// Example: tpl-5f1d7a84be3c90a1d2e4f607
 	ParentID string `json:"parentId,omitempty,omitzero"`
+
+	// Reason Why, as they put it.
+	//
+	// Example: before the upgrade
+	Reason string `json:"reason,omitempty,omitzero"`
 
 	// Status Where a template or snapshot stands.
 	//
@@ -707,10 +1414,309 @@ type LogLine struct {
 // Example: MTc2MzcyNjQwMHx0cGwtNWYxZA
 type NextPageToken = string
 
+// Node A machine that holds replicas and runs sandboxes.
+type Node struct {
+	// Address Where it can be asked; not there for the machine of the server.
+	//
+	// Example: 10.0.0.7:7071
+	Address string `json:"address,omitempty,omitzero"`
+
+	// Components Its own.
+	Components Components `json:"components"`
+
+	// CreatedAt When it was first seen.
+	CreatedAt time.Time `json:"createdAt"`
+
+	// Draining It gets no new sandboxes and replicas.
+	Draining bool `json:"draining"`
+
+	// Engine The hypervisor.
+	//
+	// Example: qemu
+	Engine string `json:"engine"`
+
+	// ID Its id.
+	//
+	// Example: local
+	ID string `json:"id"`
+
+	// Installed Guest images that it holds beside.
+	Installed []Components `json:"installed"`
+
+	// Labels Keys and values that mean something to the user only.
+	//
+	// Example: {"team":"red"}
+	Labels Labels `json:"labels"`
+
+	// MemoryMiB Memory in MiB.
+	//
+	// Example: 16384
+	MemoryMiB int `json:"memoryMiB"`
+
+	// MemoryPromisedMiB Memory that is promised to sandboxes, in MiB.
+	//
+	// Example: 1024
+	MemoryPromisedMiB int `json:"memoryPromisedMiB"`
+
+	// Sandboxes That are on it.
+	//
+	// Example: 2
+	Sandboxes int `json:"sandboxes"`
+
+	// SeenAt When it last answered.
+	SeenAt time.Time `json:"seenAt,omitempty,omitzero"`
+
+	// State Where a node stands.
+	//
+	// Example: READY
+	State NodeState `json:"state"`
+
+	// StateReason Why it is not READY.
+	StateReason string `json:"stateReason,omitempty,omitzero"`
+
+	// Storage How full a node's disk is.
+	Storage NodeStorage `json:"storage"`
+
+	// UpdatedAt When it last changed.
+	UpdatedAt time.Time `json:"updatedAt"`
+
+	// VCPUs Number of processors.
+	//
+	// Example: 8
+	VCPUs int `json:"vcpus"`
+}
+
+// NodeCompat One template on one node.
+type NodeCompat struct {
+	// Bound What it was frozen with.
+	Bound Components `json:"bound"`
+
+	// CheckedAt When it was last judged.
+	CheckedAt time.Time `json:"checkedAt,omitempty,omitzero"`
+
+	// Current What the node has now.
+	Current Components `json:"current"`
+
+	// NodeAddress Where it can be asked.
+	NodeAddress string `json:"nodeAddress,omitempty,omitzero"`
+
+	// NodeID The node.
+	//
+	// Example: local
+	NodeID string `json:"nodeId"`
+
+	// Policy Which components must agree; all of them (STRICT), or the guest image only.
+	//
+	// Example: STRICT
+	Policy CompatPolicy `json:"policy,omitempty,omitzero"`
+
+	// Status Whether a replica fits its node's present components. MISSING is for a node that should have one and has none.
+	//
+	// Example: OK
+	Status CompatStatus `json:"status"`
+}
+
+// NodeCounts How many replicas a job is to make, and how that went so far.
+type NodeCounts struct {
+	// Expected How many.
+	//
+	// Example: 3
+	Expected int `json:"expected"`
+
+	// Failed That failed.
+	//
+	// Example: 0
+	Failed int `json:"failed"`
+
+	// Ready That are done.
+	//
+	// Example: 2
+	Ready int `json:"ready"`
+}
+
+// NodeList Nodes.
+type NodeList struct {
+	// Nodes In the order of their ids.
+	Nodes []Node `json:"nodes"`
+}
+
+// NodeScope Where sandboxes can start from a template.
+type NodeScope struct {
+	// Nodes Ids of the nodes where they can.
+	//
+	// Example: ["local"]
+	Nodes []string `json:"nodes"`
+
+	// Stale Ids of nodes that have it, frozen with components that are no longer there.
+	//
+	// Example: []
+	Stale []string `json:"stale"`
+
+	// TemplateID The template or snapshot.
+	//
+	// Example: tpl-5f1d7a84be3c90a1d2e4f607
+	TemplateID string `json:"templateId"`
+}
+
+// NodeSelection Some nodes.
+type NodeSelection struct {
+	// Nodes Ids of nodes; empty or left out is all.
+	//
+	// Example: ["local"]
+	Nodes []string `json:"nodes,omitempty,omitzero"`
+}
+
+// NodeState Where a node stands.
+//
+// Example: READY
+type NodeState = spore.NodeState
+
+// NodeStorage How full a node's disk is.
+type NodeStorage struct {
+	// LastError Why it could not be measured.
+	LastError string `json:"lastError,omitempty,omitzero"`
+
+	// LastUpdatedAt When it was measured.
+	LastUpdatedAt time.Time `json:"lastUpdatedAt,omitempty,omitzero"`
+
+	// Limits The percentages from which on each mode holds.
+	Limits StorageLimits `json:"limits"`
+
+	// Mode What a node's disk has room for.
+	//
+	// Example: healthy
+	Mode StorageMode `json:"mode"`
+
+	// ReservedBytes Promised to operations under way and not yet written.
+	//
+	// Example: 1073741824
+	ReservedBytes int64 `json:"reservedBytes"`
+
+	// TotalBytes The disk.
+	//
+	// Example: 107374182400
+	TotalBytes int64 `json:"totalBytes"`
+
+	// UsagePct Used and reserved bytes in percent of the whole.
+	//
+	// Example: 41
+	UsagePct int `json:"usagePct"`
+
+	// UsedBytes Used.
+	//
+	// Example: 42949672960
+	UsedBytes int64 `json:"usedBytes"`
+}
+
+// NodeStorageList All nodes' disks.
+type NodeStorageList struct {
+	// Nodes In the order of node ids.
+	Nodes []NodeStorageStatus `json:"nodes"`
+}
+
+// NodeStorageStatus One node's disk.
+type NodeStorageStatus struct {
+	// Address Where it can be asked.
+	Address string `json:"address,omitempty,omitzero"`
+
+	// NodeID The node.
+	//
+	// Example: local
+	NodeID string `json:"nodeId"`
+
+	// Storage How full a node's disk is.
+	Storage NodeStorage `json:"storage"`
+}
+
+// NodeUpdate What is to change of a node.
+type NodeUpdate struct {
+	// Labels All labels that it has from now on.
+	Labels Labels `json:"labels"`
+}
+
+// NodeVerdict One node's finding.
+type NodeVerdict struct {
+	// Error What is wrong.
+	Error *Error `json:"error,omitempty"`
+
+	// NodeID The node.
+	//
+	// Example: local
+	NodeID string `json:"nodeId"`
+
+	// OK The bytes are there and what they should be.
+	OK bool `json:"ok"`
+}
+
 // Operation What a job does.
 //
 // Example: CREATE
 type Operation = spore.Operation
+
+// Placement That a node was given an artifact.
+type Placement struct {
+	// CreatedAt When it was given.
+	CreatedAt time.Time `json:"createdAt"`
+
+	// NodeID The node.
+	//
+	// Example: local
+	NodeID string `json:"nodeId"`
+
+	// VerifiedAt When its bytes were last found to be what they should be.
+	VerifiedAt time.Time `json:"verifiedAt,omitempty,omitzero"`
+}
+
+// PolicyRemoval A template or snapshot that a retention policy removes.
+type PolicyRemoval struct {
+	// Detail Why it applies.
+	//
+	// Example: 7 newer ones exist
+	Detail string `json:"detail"`
+
+	// Kind Whether it was built or committed (template) or is a point in a sandbox's life (snapshot).
+	//
+	// Example: template
+	Kind TemplateKind `json:"kind"`
+
+	// Name Its name; empty when it has none.
+	//
+	// Example: nightly
+	Name string `json:"name"`
+
+	// Policy The policy.
+	//
+	// Example: keep-last
+	Policy string `json:"policy"`
+
+	// TemplateID Which.
+	//
+	// Example: tpl-5f1d7a84be3c90a1d2e4f607
+	TemplateID string `json:"templateId"`
+}
+
+// Preview What starting a sandbox would do.
+type Preview struct {
+	// Candidates Each node that was considered.
+	Candidates []Candidate `json:"candidates"`
+
+	// Error Why it would be refused.
+	Error *Error `json:"error,omitempty"`
+
+	// NodeID Where it would run.
+	//
+	// Example: local
+	NodeID string `json:"nodeId,omitempty,omitzero"`
+
+	// Request The request upon what the template keeps. Not there when the template is not known.
+	Request *CreateRequest `json:"request,omitempty"`
+
+	// Stages How long each stage of the decision took.
+	Stages []StageTime `json:"stages"`
+
+	// Template What it would start from.
+	Template *Template `json:"template,omitempty"`
+}
 
 // Process What the image wants run. Also the default of commands in the sandbox.
 type Process struct {
@@ -847,6 +1853,177 @@ type Readiness struct {
 	TimeoutSeconds int64 `json:"timeoutSeconds,omitempty,omitzero"`
 }
 
+// Reason What exactly was refused, within a code.
+//
+// Example: no_ready_replica
+type Reason = spore.Reason
+
+// RedoMode Which replicas a redo makes again; all, those on the nodes named, those that are not READY or must be cleaned, or the latter on the nodes named.
+//
+// Example: ALL
+type RedoMode = spore.RedoMode
+
+// RedoPlan What a redo set out to do.
+type RedoPlan struct {
+	// Mode Which replicas a redo makes again; all, those on the nodes named, those that are not READY or must be cleaned, or the latter on the nodes named.
+	//
+	// Example: ALL
+	Mode RedoMode `json:"mode"`
+
+	// ResumePhase How far a job has come.
+	//
+	// Example: PULLING
+	ResumePhase JobPhase `json:"resumePhase,omitempty,omitzero"`
+
+	// Scope Ids of the nodes; empty is all.
+	//
+	// Example: ["local"]
+	Scope []string `json:"scope"`
+}
+
+// RedoRequest Which replicas are made again.
+type RedoRequest struct {
+	// Mode Which replicas a redo makes again; all, those on the nodes named, those that are not READY or must be cleaned, or the latter on the nodes named.
+	//
+	// Example: ALL
+	Mode RedoMode `json:"mode,omitempty,omitzero"`
+
+	// Nodes With NODES and FAILED_NODES, the ids of the nodes.
+	//
+	// Example: ["local"]
+	Nodes []string `json:"nodes,omitempty,omitzero"`
+}
+
+// RefList Runtime refs.
+type RefList struct {
+	// Refs Newest first.
+	Refs []RuntimeRef `json:"refs"`
+
+	// Total How many there are, listed or not.
+	//
+	// Example: 1
+	Total int `json:"total"`
+}
+
+// RefStatus Where a runtime ref stands.
+//
+// Example: ACTIVE
+type RefStatus = spore.RuntimeRefStatus
+
+// Replica One template on one node.
+type Replica struct {
+	// ArtifactID The root filesystem that it stands on.
+	//
+	// Example: rfs-0123456789abcdef01234567
+	ArtifactID string `json:"artifactId,omitempty,omitzero"`
+
+	// Attempts How many failed since it was last READY.
+	//
+	// Example: 0
+	Attempts int `json:"attempts"`
+
+	// Bound What it was frozen with.
+	Bound Components `json:"bound"`
+
+	// CleanupRequired Bytes of a failed attempt may lie on the node.
+	CleanupRequired bool `json:"cleanupRequired"`
+
+	// CompatCheckedAt When it was last judged.
+	CompatCheckedAt time.Time `json:"compatCheckedAt,omitempty,omitzero"`
+
+	// CompatPolicy Which components must agree; all of them (STRICT), or the guest image only.
+	//
+	// Example: STRICT
+	CompatPolicy CompatPolicy `json:"compatPolicy,omitempty,omitzero"`
+
+	// CompatStatus Whether a replica fits its node's present components. MISSING is for a node that should have one and has none.
+	//
+	// Example: OK
+	CompatStatus CompatStatus `json:"compatStatus,omitempty,omitzero"`
+
+	// ErrorMessage What broke last.
+	ErrorMessage string `json:"errorMessage,omitempty,omitzero"`
+
+	// LastErrorPhase How far a replica has come.
+	//
+	// Example: READY
+	LastErrorPhase ReplicaPhase `json:"lastErrorPhase,omitempty,omitzero"`
+
+	// LastJobID The job that changed it last.
+	//
+	// Example: job-5f1d7a84be3c90a1d2e4f607
+	LastJobID string `json:"lastJobId,omitempty,omitzero"`
+
+	// NodeID The node.
+	//
+	// Example: local
+	NodeID string `json:"nodeId"`
+
+	// Phase How far a replica has come.
+	//
+	// Example: READY
+	Phase ReplicaPhase `json:"phase"`
+
+	// RetryAt When it is tried again.
+	RetryAt time.Time `json:"retryAt,omitempty,omitzero"`
+
+	// Status Whether a template is usable on a node.
+	//
+	// Example: READY
+	Status ReplicaStatus `json:"status"`
+
+	// TemplateID The template or snapshot.
+	//
+	// Example: tpl-5f1d7a84be3c90a1d2e4f607
+	TemplateID string `json:"templateId"`
+
+	// UpdatedAt When it last changed.
+	UpdatedAt time.Time `json:"updatedAt"`
+
+	// VerifiedAt When its bytes were last found on the node.
+	VerifiedAt time.Time `json:"verifiedAt,omitempty,omitzero"`
+}
+
+// ReplicaList The replicas of a template.
+type ReplicaList struct {
+	// Replicas In the order of node ids.
+	Replicas []Replica `json:"replicas"`
+}
+
+// ReplicaPhase How far a replica has come.
+//
+// Example: READY
+type ReplicaPhase = spore.ReplicaPhase
+
+// ReplicaPolicy Where a template wants to be. Empty, it is on the node that made it.
+type ReplicaPolicy struct {
+	// Max No more replicas than this; 0 is one on every node that matches.
+	//
+	// Example: 3
+	Max int `json:"max,omitempty,omitzero"`
+
+	// Min With fewer READY replicas than this it is PARTIALLY_READY.
+	//
+	// Example: 2
+	Min int `json:"min,omitempty,omitzero"`
+
+	// Nodes Only these nodes, by id.
+	//
+	// Example: ["local"]
+	Nodes []string `json:"nodes,omitempty,omitzero"`
+
+	// Pinned Kept on all nodes that match, new ones too, before anything starts from it.
+	Pinned bool `json:"pinned,omitempty,omitzero"`
+
+	// Selector Only nodes with these labels. `id` is the node's id and `engine` its engine.
+	Selector Labels `json:"selector,omitempty,omitzero"`
+}
+
+// ReplicaStatus Whether a template is usable on a node.
+//
+// Example: READY
+type ReplicaStatus = spore.ReplicaStatus
+
 // ResumeRequest How a paused sandbox comes back.
 type ResumeRequest struct {
 	// TTLSeconds Its time is up this many seconds from now; 0 is never. Left out, its end stays as it was.
@@ -857,10 +2034,68 @@ type ResumeRequest struct {
 
 // RollbackRequest Where to go back to.
 type RollbackRequest struct {
-	// Snapshot Id or name of a snapshot.
+	// Snapshot Id, name or alias of a snapshot.
 	//
 	// Example: before-upgrade
 	Snapshot string `json:"snapshot"`
+}
+
+// RuntimeRef That one sandbox stands on one template or snapshot.
+type RuntimeRef struct {
+	// AttachedAt Since when.
+	AttachedAt time.Time `json:"attachedAt"`
+
+	// Binding How; always `memory_backing`.
+	//
+	// Example: memory_backing
+	Binding string `json:"binding"`
+
+	// Generation Of the sandbox's VMs.
+	//
+	// Example: 1
+	Generation int `json:"generation"`
+
+	// ID Its number.
+	//
+	// Example: 7
+	ID int64 `json:"id"`
+
+	// LastError Why the node could not be asked.
+	LastError string `json:"lastError,omitempty,omitzero"`
+
+	// LastSeenAt When the node last reported the VM.
+	LastSeenAt time.Time `json:"lastSeenAt,omitempty,omitzero"`
+
+	// LeaseUntil When a RESERVED one is settled by asking the node.
+	LeaseUntil time.Time `json:"leaseUntil,omitempty,omitzero"`
+
+	// NodeID Where.
+	//
+	// Example: local
+	NodeID string `json:"nodeId"`
+
+	// Reason Why it was released.
+	//
+	// Example: sandbox killed
+	Reason string `json:"reason,omitempty,omitzero"`
+
+	// ReleasedAt Until when.
+	ReleasedAt time.Time `json:"releasedAt,omitempty,omitzero"`
+
+	// SandboxID The sandbox.
+	//
+	// Example: s0a1b2c3d4e5f60718293
+	SandboxID string `json:"sandboxId"`
+
+	// Status Where a runtime ref stands.
+	//
+	// Example: ACTIVE
+	Status RefStatus `json:"status"`
+
+	// TemplateID What is stood on.
+	//
+	// Example: tpl-5f1d7a84be3c90a1d2e4f607
+	TemplateID string `json:"templateId"`
 }
 
 // Sandbox One microVM.
@@ -879,7 +2114,9 @@ type Sandbox struct {
 	// EndsAt When its time is up; not there when it has no end.
 	EndsAt time.Time `json:"endsAt,omitempty,omitzero"`
 
-	// Env Environment variables that every process in the sandbox gets beside the image's own.
+	// Env Environment variables that every process in the sandbox gets beside the image's own. Names and values together are at most
+	// 256 KiB.
+	//
 	//
 	// Example: {"TOKEN":"abc"}
 	Env Env `json:"env"`
@@ -963,8 +2200,80 @@ type SnapshotList struct {
 	Snapshots []Template `json:"snapshots"`
 }
 
+// SnapshotOperation A job as seen from its snapshot.
+type SnapshotOperation struct {
+	// AttemptNo Which attempt this is, from 1.
+	//
+	// Example: 1
+	AttemptNo int `json:"attemptNo"`
+
+	// ErrorMessage Why it FAILED.
+	ErrorMessage string `json:"errorMessage,omitempty,omitzero"`
+
+	// Operation What it does.
+	//
+	// Example: CREATE
+	Operation string `json:"operation"`
+
+	// OperationID Id of the job.
+	//
+	// Example: job-5f1d7a84be3c90a1d2e4f607
+	OperationID string `json:"operationId"`
+
+	// Phase How far a job has come.
+	//
+	// Example: PULLING
+	Phase JobPhase `json:"phase,omitempty,omitzero"`
+
+	// Progress Percent.
+	//
+	// Example: 100
+	Progress int `json:"progress"`
+
+	// RequestID The idempotency key that it was asked for under.
+	RequestID string `json:"requestId,omitempty,omitzero"`
+
+	// ResourceID What it is about.
+	//
+	// Example: snap-5f1d7a84be3c90a1d2e4f607
+	ResourceID string `json:"resourceId"`
+
+	// ResourceType Whether it was built or committed (template) or is a point in a sandbox's life (snapshot).
+	//
+	// Example: template
+	ResourceType TemplateKind `json:"resourceType"`
+
+	// RetryOfJobID The job that this one tries again.
+	RetryOfJobID string `json:"retryOfJobId,omitempty,omitzero"`
+
+	// SandboxID The sandbox.
+	//
+	// Example: s0a1b2c3d4e5f60718293
+	SandboxID string `json:"sandboxId,omitempty,omitzero"`
+
+	// SnapshotID The snapshot.
+	//
+	// Example: snap-5f1d7a84be3c90a1d2e4f607
+	SnapshotID string `json:"snapshotId"`
+
+	// Status Where a job stands.
+	//
+	// Example: RUNNING
+	Status JobStatus `json:"status"`
+}
+
 // SnapshotRequest Names a snapshot. Everything may be left out.
 type SnapshotRequest struct {
+	// Author Who asks for it.
+	//
+	// Example: ada
+	Author string `json:"author,omitempty,omitzero"`
+
+	// DisplayName For people; need not be unique.
+	//
+	// Example: Python 3.12
+	DisplayName string `json:"displayName,omitempty,omitzero"`
+
 	// Labels Keys and values that mean something to the user only.
 	//
 	// Example: {"team":"red"}
@@ -974,7 +2283,51 @@ type SnapshotRequest struct {
 	//
 	// Example: before-upgrade
 	Name string `json:"name,omitempty,omitzero"`
+
+	// Reason Why, in a sentence.
+	//
+	// Example: before the upgrade
+	Reason string `json:"reason,omitempty,omitzero"`
+
+	// Retain No policy removes it.
+	Retain bool `json:"retain,omitempty,omitzero"`
 }
+
+// StageTime How long one stage took.
+type StageTime struct {
+	// Microseconds How long.
+	//
+	// Example: 120
+	Microseconds int64 `json:"microseconds"`
+
+	// Stage Which.
+	//
+	// Example: locality
+	Stage string `json:"stage"`
+}
+
+// StorageLimits The percentages from which on each mode holds.
+type StorageLimits struct {
+	// DeleteOnly No new sandboxes either.
+	//
+	// Example: 95
+	DeleteOnly int `json:"deleteOnly"`
+
+	// Reject No new snapshots, templates and replicas.
+	//
+	// Example: 85
+	Reject int `json:"reject"`
+
+	// Warn Time to clean up.
+	//
+	// Example: 70
+	Warn int `json:"warn"`
+}
+
+// StorageMode What a node's disk has room for.
+//
+// Example: healthy
+type StorageMode = spore.StorageMode
 
 // TTL Its time is up this many seconds from now; 0 or left out is never.
 //
@@ -983,10 +2336,26 @@ type TTL = int64
 
 // Template A frozen VM with a name. Sandboxes start from it.
 type Template struct {
+	// Aliases What points at it. Only in the answer about one template.
+	Aliases []Alias `json:"aliases,omitempty,omitzero"`
+
+	// Artifact The root filesystem that it boots. Only in the answer about one template.
+	Artifact *Artifact `json:"artifact,omitempty"`
+
 	// ArtifactID The root filesystem that it boots; empty until it is built.
 	//
 	// Example: rfs-0123456789abcdef01234567
 	ArtifactID string `json:"artifactId"`
+
+	// Author Who asked for it.
+	//
+	// Example: ada
+	Author string `json:"author,omitempty,omitzero"`
+
+	// CompatPolicy Which components must agree; all of them (STRICT), or the guest image only.
+	//
+	// Example: STRICT
+	CompatPolicy CompatPolicy `json:"compatPolicy"`
 
 	// CreatedAt When it was asked for.
 	CreatedAt time.Time `json:"createdAt"`
@@ -1001,8 +2370,18 @@ type Template struct {
 	// Example: 4096
 	DiskMiB int `json:"diskMiB"`
 
+	// DisplayName For people; need not be unique.
+	//
+	// Example: Python 3.12
+	DisplayName string `json:"displayName,omitempty,omitzero"`
+
 	// EgressCA The certificate authority that was added to the image's trust stores.
 	EgressCA EgressCA `json:"egressCA"`
+
+	// Engine The hypervisor that it was frozen under.
+	//
+	// Example: qemu
+	Engine string `json:"engine,omitempty,omitzero"`
 
 	// Ephemeral Made by a fork of a running sandbox; it goes when the last sandbox on it does.
 	Ephemeral bool `json:"ephemeral"`
@@ -1014,6 +2393,9 @@ type Template struct {
 
 	// Image Which image something was built from.
 	Image Image `json:"image"`
+
+	// Job The latest job about it. Only in the answer about one template.
+	Job *Job `json:"job,omitempty"`
 
 	// JobID The job that made it.
 	//
@@ -1074,10 +2456,47 @@ type Template struct {
 	// Readiness When a booted template is ready to be frozen. With none of the probes, when the agent answers.
 	Readiness Readiness `json:"readiness"`
 
+	// Reason Why, as they put it.
+	//
+	// Example: before the upgrade
+	Reason string `json:"reason,omitempty,omitzero"`
+
+	// RefCount How many sandboxes stand on it, or are about to. Only in the answer about one template.
+	//
+	// Example: 1
+	RefCount *int `json:"refCount,omitempty"`
+
+	// RefSandboxes The first hundred of them. Only in the answer about one template.
+	//
+	// Example: ["s0a1b2c3d4e5f60718293"]
+	RefSandboxes []string `json:"refSandboxes,omitempty,omitzero"`
+
+	// ReplicaPolicy Where it wants to be.
+	ReplicaPolicy ReplicaPolicy `json:"replicaPolicy"`
+
+	// Replicas Where it is. Only in the answer about one template.
+	Replicas []Replica `json:"replicas,omitempty,omitzero"`
+
+	// Request What sandboxes inherit from it. Only when it is asked for.
+	Request json.RawMessage `json:"request,omitempty,omitzero"`
+
+	// Retain No policy removes it.
+	Retain bool `json:"retain"`
+
+	// RootfsSizeBytes Size of its root filesystem, artifact and disk, when it was frozen.
+	//
+	// Example: 97517568
+	RootfsSizeBytes int64 `json:"rootfsSizeBytes"`
+
 	// Status Where a template or snapshot stands.
 	//
 	// Example: READY
 	Status TemplateStatus `json:"status"`
+
+	// StorageBackend How its bytes are kept.
+	//
+	// Example: layers
+	StorageBackend string `json:"storageBackend,omitempty,omitzero"`
 
 	// UpdatedAt When it last changed.
 	UpdatedAt time.Time `json:"updatedAt"`
@@ -1086,6 +2505,11 @@ type Template struct {
 	//
 	// Example: 1
 	VCPUs int `json:"vcpus"`
+
+	// Version Of the form of what is kept about it.
+	//
+	// Example: v2
+	Version string `json:"version,omitempty,omitzero"`
 }
 
 // TemplateJob A template that is being made, and the job that makes it.
@@ -1118,14 +2542,72 @@ type TemplateList struct {
 // Example: READY
 type TemplateStatus = spore.TemplateStatus
 
+// TemplateUpdate What is to change of a template or snapshot. What is left out stays.
+type TemplateUpdate struct {
+	// CompatPolicy Which components must agree; all of them (STRICT), or the guest image only.
+	//
+	// Example: STRICT
+	CompatPolicy CompatPolicy `json:"compatPolicy,omitempty,omitzero"`
+
+	// DisplayName For people; need not be unique.
+	//
+	// Example: Python 3.12
+	DisplayName *string `json:"displayName,omitempty"`
+
+	// Labels All labels that it has from now on.
+	Labels *Labels `json:"labels,omitempty"`
+
+	// Replicas Where it wants to be.
+	Replicas *ReplicaPolicy `json:"replicas,omitempty"`
+
+	// Retain No policy removes it.
+	Retain *bool `json:"retain,omitempty"`
+}
+
+// VerifyRequest How hard to look.
+type VerifyRequest struct {
+	// Full Read every byte, not only what is cheap to read.
+	Full bool `json:"full,omitempty,omitzero"`
+}
+
+// AliasName defines model for AliasName.
+type AliasName = string
+
 // All defines model for All.
 type All = bool
+
+// ArtifactFilter defines model for ArtifactFilter.
+type ArtifactFilter = string
+
+// ArtifactID defines model for ArtifactID.
+type ArtifactID = string
+
+// ArtifactStatusFilter defines model for ArtifactStatusFilter.
+type ArtifactStatusFilter = []ArtifactStatus
 
 // DryRun defines model for DryRun.
 type DryRun = bool
 
+// Force defines model for Force.
+type Force = bool
+
+// IDFilter defines model for IDFilter.
+type IDFilter = string
+
 // IdempotencyKey defines model for IdempotencyKey.
 type IdempotencyKey = string
+
+// IfMatch defines model for IfMatch.
+type IfMatch = string
+
+// IfNoneMatch defines model for IfNoneMatch.
+type IfNoneMatch = string
+
+// IfRange defines model for IfRange.
+type IfRange = string
+
+// IncludeRequest defines model for IncludeRequest.
+type IncludeRequest = bool
 
 // JobID defines model for JobID.
 type JobID = string
@@ -1144,27 +2626,147 @@ type Limit = int
 // NameFilter defines model for NameFilter.
 type NameFilter = string
 
+// NodeFilter defines model for NodeFilter.
+type NodeFilter = string
+
+// NodeID defines model for NodeID.
+type NodeID = string
+
 // OriginFilter defines model for OriginFilter.
 type OriginFilter = string
 
 // PageToken defines model for PageToken.
 type PageToken = string
 
+// ParentFilter defines model for ParentFilter.
+type ParentFilter = string
+
+// Range defines model for Range.
+type Range = string
+
 // Ref defines model for Ref.
 type Ref = string
+
+// RefFrom defines model for RefFrom.
+type RefFrom = string
+
+// RefTo defines model for RefTo.
+type RefTo = string
 
 // SandboxID defines model for SandboxID.
 type SandboxID = string
 
-// TemplateStatusFilter Where a template or snapshot stands.
+// TemplateStatusFilter defines model for TemplateStatusFilter.
+type TemplateStatusFilter = string
+
+// RangeNotSatisfiable A refusal. What happened, why, and what to do about it.
 //
-// Example: READY
-type TemplateStatusFilter = TemplateStatus
+// Example: {"code":"invalid_argument","field":"memoryMiB","hint":"between 128 and 1048576 MiB","message":"64 is out of range"}
+type RangeNotSatisfiable = Error
+
+// ListAliasesParams defines parameters for ListAliases.
+type ListAliasesParams struct {
+	// Name Only the tags of this name.
+	Name string `form:"name,omitempty" json:"name,omitempty,omitzero"`
+
+	// Template Only those that point at this template or snapshot.
+	Template string `form:"template,omitempty" json:"template,omitempty,omitzero"`
+
+	// Limit At most this many items in the answer.
+	Limit Limit `form:"limit,omitempty" json:"limit,omitempty,omitzero"`
+
+	// PageToken The `nextPageToken` of the page before.
+	PageToken PageToken `form:"pageToken,omitempty" json:"pageToken,omitempty,omitzero"`
+}
+
+// DeleteAliasParams defines parameters for DeleteAlias.
+type DeleteAliasParams struct {
+	// Author Who removes it; for the history.
+	Author string `form:"author,omitempty" json:"author,omitempty,omitzero"`
+
+	// Reason Why; for the history.
+	Reason string `form:"reason,omitempty" json:"reason,omitempty,omitzero"`
+}
+
+// ListAliasHistoryParams defines parameters for ListAliasHistory.
+type ListAliasHistoryParams struct {
+	// AllTags Of all tags of the name.
+	AllTags bool `form:"allTags,omitempty" json:"allTags,omitempty,omitzero"`
+
+	// Limit At most this many items in the answer.
+	Limit Limit `form:"limit,omitempty" json:"limit,omitempty,omitzero"`
+}
+
+// ListArtifactsParams defines parameters for ListArtifacts.
+type ListArtifactsParams struct {
+	// Status Only those with one of these statuses.
+	Status ArtifactStatusFilter `form:"status,omitempty" json:"status,omitempty,omitzero"`
+
+	// Limit At most this many items in the answer.
+	Limit Limit `form:"limit,omitempty" json:"limit,omitempty,omitzero"`
+
+	// PageToken The `nextPageToken` of the page before.
+	PageToken PageToken `form:"pageToken,omitempty" json:"pageToken,omitempty,omitzero"`
+}
+
+// GetArtifactContentParams defines parameters for GetArtifactContent.
+type GetArtifactContentParams struct {
+	// Range The range of bytes to read. Several ranges at once are answered with the whole.
+	Range Range `json:"Range,omitempty,omitzero"`
+
+	// IfRange Answer the range only if this is still the entity tag, and else the whole.
+	IfRange IfRange `json:"If-Range,omitempty,omitzero"`
+
+	// IfMatch Answer only if one of these is the entity tag.
+	IfMatch IfMatch `json:"If-Match,omitempty,omitzero"`
+
+	// IfNoneMatch Answer only if none of these is the entity tag.
+	IfNoneMatch IfNoneMatch `json:"If-None-Match,omitempty,omitzero"`
+}
+
+// HeadArtifactContentParams defines parameters for HeadArtifactContent.
+type HeadArtifactContentParams struct {
+	// Range The range of bytes to read. Several ranges at once are answered with the whole.
+	Range Range `json:"Range,omitempty,omitzero"`
+
+	// IfRange Answer the range only if this is still the entity tag, and else the whole.
+	IfRange IfRange `json:"If-Range,omitempty,omitzero"`
+
+	// IfMatch Answer only if one of these is the entity tag.
+	IfMatch IfMatch `json:"If-Match,omitempty,omitzero"`
+
+	// IfNoneMatch Answer only if none of these is the entity tag.
+	IfNoneMatch IfNoneMatch `json:"If-None-Match,omitempty,omitzero"`
+}
 
 // CheckParams defines parameters for Check.
 type CheckParams struct {
 	// Full Read every stored byte, not only what is cheap to read.
 	Full bool `form:"full,omitempty" json:"full,omitempty,omitzero"`
+}
+
+// GetCompatMatrixParams defines parameters for GetCompatMatrix.
+type GetCompatMatrixParams struct {
+	// Template Only this template or snapshot.
+	Template string `form:"template,omitempty" json:"template,omitempty,omitzero"`
+
+	// Limit At most this many items in the answer.
+	Limit Limit `form:"limit,omitempty" json:"limit,omitempty,omitzero"`
+
+	// PageToken The `nextPageToken` of the page before.
+	PageToken PageToken `form:"pageToken,omitempty" json:"pageToken,omitempty,omitzero"`
+}
+
+// DiffParams defines parameters for Diff.
+type DiffParams struct {
+	// From The id, name or alias of the one before.
+	From RefFrom `form:"from" json:"from"`
+
+	// To The id, name or alias of the one after.
+	To RefTo `form:"to" json:"to"`
+
+	// Limit At most this many files.
+	Limit int `form:"limit,omitempty" json:"limit,omitempty,omitzero"`
 }
 
 // ForkParams defines parameters for Fork.
@@ -1192,6 +2794,12 @@ type ListJobsParams struct {
 
 	// Sandbox Only those about the sandbox with this id.
 	Sandbox string `form:"sandbox,omitempty" json:"sandbox,omitempty,omitzero"`
+
+	// Node Only those on this node.
+	Node NodeFilter `form:"node,omitempty" json:"node,omitempty,omitzero"`
+
+	// Owner Only those that the server with this id runs.
+	Owner string `form:"owner,omitempty" json:"owner,omitempty,omitzero"`
 
 	// Limit At most this many items in the answer.
 	Limit Limit `form:"limit,omitempty" json:"limit,omitempty,omitzero"`
@@ -1224,6 +2832,24 @@ type ListLineageParams struct {
 	PageToken PageToken `form:"pageToken,omitempty" json:"pageToken,omitempty,omitzero"`
 }
 
+// ListNodesParams defines parameters for ListNodes.
+type ListNodesParams struct {
+	// All Also those that are hidden otherwise.
+	All All `form:"all,omitempty" json:"all,omitempty,omitzero"`
+}
+
+// GetNodeStorageParams defines parameters for GetNodeStorage.
+type GetNodeStorageParams struct {
+	// Refresh Ask the nodes now, instead of answering what they said last.
+	Refresh bool `form:"refresh,omitempty" json:"refresh,omitempty,omitzero"`
+}
+
+// ForgetNodeParams defines parameters for ForgetNode.
+type ForgetNodeParams struct {
+	// DryRun Change nothing; only say what would happen.
+	DryRun DryRun `form:"dryRun,omitempty" json:"dryRun,omitempty,omitzero"`
+}
+
 // ListSandboxesParams defines parameters for ListSandboxes.
 type ListSandboxesParams struct {
 	// State Only those in one of these states.
@@ -1231,6 +2857,9 @@ type ListSandboxesParams struct {
 
 	// Template Only those that stand on this template or snapshot.
 	Template string `form:"template,omitempty" json:"template,omitempty,omitzero"`
+
+	// Node Only those on this node.
+	Node NodeFilter `form:"node,omitempty" json:"node,omitempty,omitzero"`
 
 	// Label Only those that carry this label, as `key=value`. Given several times, all must be there.
 	Label LabelFilter `form:"label,omitempty" json:"label,omitempty,omitzero"`
@@ -1266,6 +2895,15 @@ type GetSandboxLogsParams struct {
 	Limit int `form:"limit,omitempty" json:"limit,omitempty,omitzero"`
 }
 
+// ListSandboxRefsParams defines parameters for ListSandboxRefs.
+type ListSandboxRefsParams struct {
+	// All Also those that are hidden otherwise.
+	All All `form:"all,omitempty" json:"all,omitempty,omitzero"`
+
+	// Limit At most this many items in the answer.
+	Limit Limit `form:"limit,omitempty" json:"limit,omitempty,omitzero"`
+}
+
 // RollbackSandboxParams defines parameters for RollbackSandbox.
 type RollbackSandboxParams struct {
 	// IdempotencyKey Any text that the client makes up for this one request and sends again when it repeats it.
@@ -1280,14 +2918,20 @@ type CreateSnapshotParams struct {
 
 // ListSnapshotsParams defines parameters for ListSnapshots.
 type ListSnapshotsParams struct {
-	// Status Only those with this status.
+	// ID Only the one with this id.
+	ID IDFilter `form:"id,omitempty" json:"id,omitempty,omitzero"`
+
+	// Status Only those with this status, in upper or lower case.
 	Status TemplateStatusFilter `form:"status,omitempty" json:"status,omitempty,omitzero"`
 
-	// Name Only the one with this name.
+	// Name Only those with this name, display name or alias.
 	Name NameFilter `form:"name,omitempty" json:"name,omitempty,omitzero"`
 
 	// OriginSandbox Only those that were made out of the sandbox with this id.
 	OriginSandbox OriginFilter `form:"originSandbox,omitempty" json:"originSandbox,omitempty,omitzero"`
+
+	// Parent Only those that came of the template or snapshot with this id.
+	Parent ParentFilter `form:"parent,omitempty" json:"parent,omitempty,omitzero"`
 
 	// Label Only those that carry this label, as `key=value`. Given several times, all must be there.
 	Label LabelFilter `form:"label,omitempty" json:"label,omitempty,omitzero"`
@@ -1306,6 +2950,18 @@ type ListSnapshotsParams struct {
 type DeleteSnapshotParams struct {
 	// DryRun Change nothing; only say what would happen.
 	DryRun DryRun `form:"dryRun,omitempty" json:"dryRun,omitempty,omitzero"`
+
+	// Force Although sandboxes run on it. They go on running.
+	Force Force `form:"force,omitempty" json:"force,omitempty,omitzero"`
+
+	// IdempotencyKey Any text that the client makes up for this one request and sends again when it repeats it.
+	IdempotencyKey IdempotencyKey `json:"Idempotency-Key,omitempty,omitzero"`
+}
+
+// GetSnapshotParams defines parameters for GetSnapshot.
+type GetSnapshotParams struct {
+	// IncludeRequest Also what sandboxes inherit from it.
+	IncludeRequest IncludeRequest `form:"includeRequest,omitempty" json:"includeRequest,omitempty,omitzero"`
 }
 
 // ListTemplatesParams defines parameters for ListTemplates.
@@ -1313,14 +2969,23 @@ type ListTemplatesParams struct {
 	// Kind Only templates, or only snapshots.
 	Kind Kind `form:"kind,omitempty" json:"kind,omitempty,omitzero"`
 
-	// Status Only those with this status.
+	// ID Only the one with this id.
+	ID IDFilter `form:"id,omitempty" json:"id,omitempty,omitzero"`
+
+	// Status Only those with this status, in upper or lower case.
 	Status TemplateStatusFilter `form:"status,omitempty" json:"status,omitempty,omitzero"`
 
-	// Name Only the one with this name.
+	// Name Only those with this name, display name or alias.
 	Name NameFilter `form:"name,omitempty" json:"name,omitempty,omitzero"`
 
 	// OriginSandbox Only those that were made out of the sandbox with this id.
 	OriginSandbox OriginFilter `form:"originSandbox,omitempty" json:"originSandbox,omitempty,omitzero"`
+
+	// Parent Only those that came of the template or snapshot with this id.
+	Parent ParentFilter `form:"parent,omitempty" json:"parent,omitempty,omitzero"`
+
+	// Artifact Only those that boot this artifact.
+	Artifact ArtifactFilter `form:"artifact,omitempty" json:"artifact,omitempty,omitzero"`
 
 	// Label Only those that carry this label, as `key=value`. Given several times, all must be there.
 	Label LabelFilter `form:"label,omitempty" json:"label,omitempty,omitzero"`
@@ -1345,7 +3010,61 @@ type BuildTemplateParams struct {
 type DeleteTemplateParams struct {
 	// DryRun Change nothing; only say what would happen.
 	DryRun DryRun `form:"dryRun,omitempty" json:"dryRun,omitempty,omitzero"`
+
+	// Force Although sandboxes run on it. They go on running.
+	Force Force `form:"force,omitempty" json:"force,omitempty,omitzero"`
+
+	// IdempotencyKey Any text that the client makes up for this one request and sends again when it repeats it.
+	IdempotencyKey IdempotencyKey `json:"Idempotency-Key,omitempty,omitzero"`
 }
+
+// GetTemplateParams defines parameters for GetTemplate.
+type GetTemplateParams struct {
+	// IncludeRequest Also what sandboxes inherit from it.
+	IncludeRequest IncludeRequest `form:"includeRequest,omitempty" json:"includeRequest,omitempty,omitzero"`
+}
+
+// GetLineageParams defines parameters for GetLineage.
+type GetLineageParams struct {
+	// Ancestors What it came of.
+	Ancestors bool `form:"ancestors,omitempty" json:"ancestors,omitempty,omitzero"`
+
+	// Descendants What came of it.
+	Descendants bool `form:"descendants,omitempty" json:"descendants,omitempty,omitzero"`
+
+	// Limit At most this many items in the answer.
+	Limit Limit `form:"limit,omitempty" json:"limit,omitempty,omitzero"`
+}
+
+// RedoTemplateParams defines parameters for RedoTemplate.
+type RedoTemplateParams struct {
+	// IdempotencyKey Any text that the client makes up for this one request and sends again when it repeats it.
+	IdempotencyKey IdempotencyKey `json:"Idempotency-Key,omitempty,omitzero"`
+}
+
+// ListTemplateRefsParams defines parameters for ListTemplateRefs.
+type ListTemplateRefsParams struct {
+	// All Also those that are hidden otherwise.
+	All All `form:"all,omitempty" json:"all,omitempty,omitzero"`
+
+	// Limit At most this many items in the answer.
+	Limit Limit `form:"limit,omitempty" json:"limit,omitempty,omitzero"`
+}
+
+// PutAliasJSONRequestBody defines body for PutAlias for application/json ContentType.
+type PutAliasJSONRequestBody = AliasRequest
+
+// CreateArtifactTokenJSONRequestBody defines body for CreateArtifactToken for application/json ContentType.
+type CreateArtifactTokenJSONRequestBody = ArtifactTokenRequest
+
+// VerifyArtifactJSONRequestBody defines body for VerifyArtifact for application/json ContentType.
+type VerifyArtifactJSONRequestBody = VerifyRequest
+
+// AdoptBaselineJSONRequestBody defines body for AdoptBaseline for application/json ContentType.
+type AdoptBaselineJSONRequestBody = AdoptRequest
+
+// ScanCompatJSONRequestBody defines body for ScanCompat for application/json ContentType.
+type ScanCompatJSONRequestBody = NodeSelection
 
 // ForkJSONRequestBody defines body for Fork for application/json ContentType.
 type ForkJSONRequestBody = ForkRequest
@@ -1353,8 +3072,14 @@ type ForkJSONRequestBody = ForkRequest
 // InstallKernelJSONRequestBody defines body for InstallKernel for application/json ContentType.
 type InstallKernelJSONRequestBody = KernelRequest
 
+// UpdateNodeJSONRequestBody defines body for UpdateNode for application/json ContentType.
+type UpdateNodeJSONRequestBody = NodeUpdate
+
 // CreateSandboxJSONRequestBody defines body for CreateSandbox for application/json ContentType.
 type CreateSandboxJSONRequestBody = CreateRequest
+
+// PreviewSandboxJSONRequestBody defines body for PreviewSandbox for application/json ContentType.
+type PreviewSandboxJSONRequestBody = CreateRequest
 
 // CommitSandboxJSONRequestBody defines body for CommitSandbox for application/json ContentType.
 type CommitSandboxJSONRequestBody = CommitRequest
@@ -1373,3 +3098,12 @@ type CreateSnapshotJSONRequestBody = SnapshotRequest
 
 // BuildTemplateJSONRequestBody defines body for BuildTemplate for application/json ContentType.
 type BuildTemplateJSONRequestBody = BuildRequest
+
+// DeleteTemplatesJSONRequestBody defines body for DeleteTemplates for application/json ContentType.
+type DeleteTemplatesJSONRequestBody = BatchDeleteRequest
+
+// UpdateTemplateJSONRequestBody defines body for UpdateTemplate for application/json ContentType.
+type UpdateTemplateJSONRequestBody = TemplateUpdate
+
+// RedoTemplateJSONRequestBody defines body for RedoTemplate for application/json ContentType.
+type RedoTemplateJSONRequestBody = RedoRequest

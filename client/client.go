@@ -1,8 +1,8 @@
 // Package client is the Go SDK of Spore: it builds templates, starts, snapshots, forks and rolls back sandboxes, runs
 // commands and moves files in them, through a server's HTTP API.
 //
-// Errors of the server come back as *spore.Error with the server's code, so that errors.As and spore.CodeOf work as they
-// do inside the server. A server that does not answer is spore.CodeUnreachable, a context that ends spore.CodeCanceled.
+// Errors of the server come back as *spore.Error with the server's code and reason, so that errors.As and spore.CodeOf work
+// as they do inside the server. A server that does not answer is spore.CodeUnreachable, a context that ends spore.CodeCanceled.
 //
 // When a context ends, the client stops waiting; what the server has begun it finishes all the same. A request that made
 // something can be repeated safely under one key: see WithIdempotencyKey.
@@ -14,6 +14,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"iter"
 	"net"
 	"net/http"
 	"net/url"
@@ -101,15 +102,15 @@ func (c *Client) Close() { c.http.CloseIdleConnections() }
 
 type idempotencyKey struct{}
 
-// WithIdempotencyKey returns a context under which a request that makes something carries key. The server answers the
-// same request with the same key with what the first one made, and another request with spore.CodeConflict. Use one key
-// for one request.
+// WithIdempotencyKey returns a context under which a request that makes or deletes something carries key. The server
+// answers the same request with the same key with what the first one made, and another request with spore.CodeConflict.
+// Use one key for one request.
 func WithIdempotencyKey(ctx context.Context, key string) context.Context {
 	return context.WithValue(ctx, idempotencyKey{}, key)
 }
 
 func addIdempotencyKey(ctx context.Context, r *http.Request) error {
-	if key, ok := ctx.Value(idempotencyKey{}).(string); ok && r.Method == http.MethodPost {
+	if key, ok := ctx.Value(idempotencyKey{}).(string); ok && (r.Method == http.MethodPost || r.Method == http.MethodDelete) {
 		r.Header.Set("Idempotency-Key", key)
 	}
 	return nil
@@ -125,7 +126,7 @@ type roundTripper struct {
 func (t *roundTripper) RoundTrip(r *http.Request) (*http.Response, error) {
 	r = r.Clone(r.Context())
 	r.Header.Set("User-Agent", t.options.userAgent)
-	if t.options.token != "" {
+	if t.options.token != "" && r.Header.Get("Authorization") == "" {
 		r.Header.Set("Authorization", "Bearer "+t.options.token)
 	}
 	resp, err := t.next.RoundTrip(r)
@@ -220,11 +221,16 @@ func readError(resp *http.Response) error {
 
 // sporeError rebuilds an error from the wire.
 func sporeError(wire *api.Error) *spore.Error {
-	e := &spore.Error{Code: wire.Code, Message: wire.Message, Field: wire.Field, Hint: wire.Hint}
+	e := &spore.Error{Code: wire.Code, Message: wire.Message, Field: wire.Field, Hint: wire.Hint, Reason: wire.Reason}
 	if wire.Cause != "" {
 		e.Cause = errors.New(wire.Cause)
 	}
 	return e
+}
+
+// pages lists what comes in pages. An error ends the list.
+func pages[T any](ask func(token string) ([]T, string, error)) iter.Seq2[T, error] {
+	return func(yield func(T, error) bool) { page(yield, ask) }
 }
 
 // page asks for pages until the last one, or until yield has enough.

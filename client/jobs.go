@@ -18,6 +18,12 @@ func (c *Client) GetJob(ctx context.Context, id string) (*api.Job, error) {
 	return answer[api.Job](c.api.GetJob(ctx, id))
 }
 
+// GetOperation shows a job as seen from its snapshot, also after the snapshot is gone. A job that is not about a snapshot is
+// spore.CodeNotFound.
+func (c *Client) GetOperation(ctx context.Context, id string) (*api.SnapshotOperation, error) {
+	return answer[api.SnapshotOperation](c.api.GetOperation(ctx, id))
+}
+
 // ListJobs lists jobs, newest first. params.Limit is the size of a page, not of the list. An error ends the list.
 func (c *Client) ListJobs(ctx context.Context, params api.ListJobsParams) iter.Seq2[api.Job, error] {
 	return func(yield func(api.Job, error) bool) {

@@ -16,6 +16,21 @@ func (c *Client) CreateSandbox(ctx context.Context, req api.CreateRequest) (*api
 	return answer[api.Sandbox](c.api.CreateSandbox(ctx, nil, req))
 }
 
+// PreviewSandbox says what CreateSandbox would do, and makes nothing. What would fail the create is told in the answer:
+// see PreviewError.
+func (c *Client) PreviewSandbox(ctx context.Context, req api.CreateRequest) (*api.Preview, error) {
+	return answer[api.Preview](c.api.PreviewSandbox(ctx, req))
+}
+
+// PreviewError is why the sandbox that was previewed would not start, nil when it would.
+func PreviewError(p *api.Preview) error { return wireError(p.Error) }
+
+// SandboxRefs lists what a sandbox stands on, newest first; with all, what it stood on before too. limit 0 is the server's
+// default.
+func (c *Client) SandboxRefs(ctx context.Context, id string, all bool, limit int) (*api.RefList, error) {
+	return answer[api.RefList](c.api.ListSandboxRefs(ctx, id, &api.ListSandboxRefsParams{All: all, Limit: limit}))
+}
+
 // GetSandbox shows a sandbox.
 func (c *Client) GetSandbox(ctx context.Context, id string) (*api.Sandbox, error) {
 	return answer[api.Sandbox](c.api.GetSandbox(ctx, id))
@@ -91,9 +106,12 @@ func (c *Client) Fork(ctx context.Context, req api.ForkRequest) ([]api.ForkResul
 }
 
 // ForkError is the error of a fork that failed, nil for one that runs.
-func ForkError(r api.ForkResult) error {
-	if r.Error == nil {
+func ForkError(r api.ForkResult) error { return wireError(r.Error) }
+
+// wireError is an error that came as part of an answer, nil when there is none.
+func wireError(e *api.Error) error {
+	if e == nil {
 		return nil
 	}
-	return sporeError(r.Error)
+	return sporeError(e)
 }

@@ -2,6 +2,7 @@ package client
 
 import (
 	"context"
+	"io"
 
 	"github.com/sporevm/spore/api"
 )
@@ -32,7 +33,8 @@ func (c *Client) Check(ctx context.Context, full bool, progress func(api.Progres
 	return follow[api.CheckReport](resp, err, progress)
 }
 
-// CollectGarbage frees bytes that nothing holds. With dryRun it only says which.
+// CollectGarbage removes what retention policies no longer keep, and frees bytes that nothing holds. With dryRun it only
+// says which.
 func (c *Client) CollectGarbage(ctx context.Context, dryRun bool) (*api.GarbageReport, error) {
 	return answer[api.GarbageReport](c.api.CollectGarbage(ctx, &api.CollectGarbageParams{DryRun: dryRun}))
 }
@@ -50,4 +52,15 @@ func (c *Client) Info(ctx context.Context) (*api.Info, error) {
 // Healthy says whether the server answers; nil means that it does.
 func (c *Client) Healthy(ctx context.Context) error {
 	return done(c.api.Healthz(ctx))
+}
+
+// Metrics copies to w what the server counts, as Prometheus text exposition.
+func (c *Client) Metrics(ctx context.Context, w io.Writer) error {
+	resp, err := c.api.GetMetrics(ctx)
+	if err := settle(resp, err); err != nil {
+		return err
+	}
+	defer resp.Body.Close()
+	_, err = io.Copy(w, resp.Body)
+	return err
 }

@@ -29,7 +29,6 @@ type BuildRequest struct {
 	Retain      bool
 	Policy      spore.CompatPolicy // "" is STRICT
 	Replicas    spore.ReplicaPolicy
-	Nodes       []string // only on these, by id or address; empty: on any
 	Defaults    spore.CreateDefaults
 }
 
