@@ -17,6 +17,9 @@ type FlattenOptions struct {
 	// ToBase merges all into a new base memory file and a whole disk image, even where a layer would be smaller: for
 	// commits, which many sandboxes will map.
 	ToBase bool
+	// Reserve, unless nil, is asked for room on the disk before that many bytes are written; release follows when they
+	// are, or will not be. Its error ends the merge.
+	Reserve func(bytes int64) (release func(), err error)
 }
 
 // baseShare: a merged layer of more than 1/baseShare of the whole becomes a new base, because patching that much into
@@ -41,6 +44,13 @@ func (s *Store) Flatten(ctx context.Context, id string, opts FlattenOptions) (*M
 	old := img.Manifest
 	if !old.Memory.flattens(opts) && !(old.Disk != nil && old.Disk.flattens(opts)) {
 		return old, nil
+	}
+	if opts.Reserve != nil {
+		release, err := opts.Reserve(img.mergedBytes(opts))
+		if err != nil {
+			return nil, err
+		}
+		defer release()
 	}
 	w, err := s.newWorkshop(id, old.Capture)
 	if err != nil {
@@ -84,9 +94,29 @@ func (c *Chain) flattens(opts FlattenOptions) bool {
 	return len(c.Layers) > 1 || opts.ToBase && len(c.Layers) > 0
 }
 
+// mergedBytes is the most that merging may write.
+func (i *Image) mergedBytes(opts FlattenOptions) int64 {
+	var sum int64
+	for _, part := range []side{{&i.Manifest.Memory, i.memory}, {i.Manifest.Disk, i.disk}} {
+		if part.view == nil || !part.flattens(opts) {
+			continue
+		}
+		sum += totalLength(part.covered())
+		if part.becomesBase(opts) {
+			sum += allocated(part.base.(*os.File))
+		}
+	}
+	return sum
+}
+
+// becomesBase says whether merging makes a new base rather than one layer.
+func (s side) becomesBase(opts FlattenOptions) bool {
+	return opts.ToBase || totalLength(s.covered()) > s.Size/baseShare
+}
+
 // merge makes one piece of what the layers of a chain add up to.
 func (w *workshop) merge(ctx context.Context, c Chain, v *view, base, layer PieceKind, opts FlattenOptions) (Chain, error) {
-	if !opts.ToBase && totalLength(v.covered()) <= c.Size/baseShare {
+	if !(side{&c, v}).becomesBase(opts) {
 		piece, err := w.layer(layer, c.Size, func(lw *layerWriter) error { return mergeLayers(ctx, v, lw) })
 		return Chain{Size: c.Size, Base: c.Base, Layers: []Piece{piece}}, err
 	}

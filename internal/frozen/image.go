@@ -26,15 +26,27 @@ type Image struct {
 // OpenImage opens a frozen VM for a thaw: every piece is checked against the manifest, small ones in full, base files
 // as Verifier does, layers as they are read. It fails with CodeNotFound or, naming the piece, with CodeDamaged.
 func (s *Store) OpenImage(ctx context.Context, id string) (*Image, error) {
-	return s.openImage(ctx, func() (*Manifest, error) { return s.Manifest(id) })
+	return s.openImage(ctx, func() (*Manifest, error) { return s.Manifest(id) }, false)
+}
+
+// OpenDisk is OpenImage for the disk alone: memory and device state may be damaged, and are not there to be read or
+// thawed. It fails with CodeConflict when the VM has no disk.
+func (s *Store) OpenDisk(ctx context.Context, id string) (*Image, error) {
+	return s.openImage(ctx, func() (*Manifest, error) {
+		m, err := s.Manifest(id)
+		if err == nil && m.Disk == nil {
+			err = spore.Errorf(spore.CodeConflict, "%s has no disk", id)
+		}
+		return m, err
+	}, true)
 }
 
 // OpenManifest is OpenImage for a manifest that may have been removed or flattened since, but is pinned or leased.
 func (s *Store) OpenManifest(ctx context.Context, m *Manifest) (*Image, error) {
-	return s.openImage(ctx, func() (*Manifest, error) { return m, m.validate() })
+	return s.openImage(ctx, func() (*Manifest, error) { return m, m.validate() }, false)
 }
 
-func (s *Store) openImage(ctx context.Context, find func() (*Manifest, error)) (_ *Image, err error) {
+func (s *Store) openImage(ctx context.Context, find func() (*Manifest, error), diskOnly bool) (_ *Image, err error) {
 	img := &Image{store: s}
 	err = s.publishing(func() error {
 		var err error
@@ -53,13 +65,16 @@ func (s *Store) openImage(ctx context.Context, find func() (*Manifest, error)) (
 		}
 	}()
 	m := img.Manifest
-	if img.memory, err = s.openChain(ctx, m, &m.Memory); err != nil {
-		return nil, err
-	}
 	if m.Disk != nil {
 		if img.disk, err = s.openChain(ctx, m, m.Disk); err != nil {
 			return nil, err
 		}
+	}
+	if diskOnly {
+		return img, nil
+	}
+	if img.memory, err = s.openChain(ctx, m, &m.Memory); err != nil {
+		return nil, err
 	}
 	if img.VM.State, err = s.openState(m); err != nil {
 		return nil, err
@@ -163,6 +178,14 @@ func (i *Image) Disk() io.ReaderAt {
 		return nil
 	}
 	return i.disk
+}
+
+// DiskBytes is about how much a copy of the disk takes up where blocks cannot be shared; 0 when there is no disk.
+func (i *Image) DiskBytes() int64 {
+	if i.disk == nil {
+		return 0
+	}
+	return allocated(i.disk.base.(*os.File)) + totalLength(i.disk.covered())
 }
 
 // Close lets go of the pieces. It may be called twice.

@@ -71,6 +71,23 @@ func cloneFile(ctx context.Context, dst, src *os.File) (shared bool, err error) 
 	return false, copySparse(ctx, dst, src)
 }
 
+// Reflinks says whether the file system that dir lies on lets files share blocks, so that a clone takes up no room.
+func Reflinks(dir string) bool {
+	var files [2]*os.File
+	for i := range files {
+		fd, err := unix.Open(dir, unix.O_TMPFILE|unix.O_RDWR|unix.O_CLOEXEC, 0o600)
+		if err != nil {
+			return false // a file system without nameless files is none that can share
+		}
+		files[i] = os.NewFile(uintptr(fd), dir)
+		defer files[i].Close()
+	}
+	if _, err := files[0].Write(zeroFrame[:pageSize]); err != nil {
+		return false
+	}
+	return unix.IoctlFileClone(int(files[1].Fd()), int(files[0].Fd())) == nil
+}
+
 // cannotClone tells a file system that has no reflinks, or not between these two files, from one that failed.
 func cannotClone(err error) bool {
 	for _, e := range []error{unix.EOPNOTSUPP, unix.EXDEV, unix.EINVAL, unix.ENOTTY, unix.ENOSYS, unix.EPERM, unix.ETXTBSY} {

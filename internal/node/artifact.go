@@ -2,39 +2,47 @@ package node
 
 import (
 	"context"
+	"fmt"
 	"io"
-	"net/http"
+	"strings"
+	"time"
 
 	"github.com/sporevm/spore"
-	"github.com/sporevm/spore/internal/guest"
+	"github.com/sporevm/spore/internal/frozen"
 	"github.com/sporevm/spore/internal/image"
 )
 
-// BuildArtifact turns an image into a root filesystem. The artifact counts as in use until Bake has ended for a template
-// that stands on it (or, if that never comes, until the server does).
-func (n *Node) BuildArtifact(ctx context.Context, spec spore.ArtifactSpec, progress func(spore.JobPhase, spore.PullProgress)) (*spore.Artifact, error) {
-	if len(spec.EgressCA) == 0 {
-		spec.EgressCA = nil // the builder takes an empty one for a mistake
+// ResolveArtifact says which artifact an image would become right now. Nothing is built.
+func (n *Node) ResolveArtifact(ctx context.Context, spec spore.ArtifactSpec) (*spore.Artifact, error) {
+	id, err := n.opt.Images.Identify(ctx, spec.Reference, buildOptions(spec))
+	if err != nil {
+		return nil, err
 	}
-	r, err := n.buildHeld(ctx, spec.Reference, image.BuildOptions{
-		ResolveOptions: image.ResolveOptions{Insecure: spec.Insecure},
-		EgressCA:       spec.EgressCA,
-		Progress: func(p image.Progress) {
-			progress(spore.JobPhase(p.Phase), spore.PullProgress{
-				BytesTotal: p.BytesTotal, BytesDone: p.BytesDone, LayersTotal: p.LayersTotal, LayersDone: p.LayersDone,
-			})
-		},
-	})
+	return &spore.Artifact{
+		ID: id.ArtifactID, Image: imageOf(spec, id.Image), Process: processOf(id.Config),
+		EgressCA: spore.EgressCA{Baked: id.CAFingerprint != "", Fingerprint: id.CAFingerprint},
+	}, nil
+}
+
+// BuildArtifact turns an image into a root filesystem. No collection takes it away until Bake has ended for a template
+// that stands on it, or until it is clear that this will not come.
+func (n *Node) BuildArtifact(ctx context.Context, spec spore.ArtifactSpec, progress func(spore.JobPhase, spore.PullProgress)) (*spore.Artifact, error) {
+	opt := buildOptions(spec)
+	opt.Progress = func(p image.Progress) {
+		progress(spore.JobPhase(p.Phase), spore.PullProgress{
+			BytesTotal: p.BytesTotal, BytesDone: p.BytesDone, LayersTotal: p.LayersTotal, LayersDone: p.LayersDone,
+		})
+	}
+	opt.Reserve = func(bytes int64) (func(), error) {
+		return n.guard.reserve("building "+spec.Reference, bytes, toKeep)
+	}
+	r, err := n.buildFresh(ctx, spec.Reference, opt)
 	if err != nil {
 		return nil, err
 	}
 	a := r.Artifact
 	out := &spore.Artifact{
-		ID: a.ID, Image: spore.Image{Reference: spec.Reference, Digest: r.Image.ManifestDigest, Platform: r.Image.Platform},
-		Process: spore.Process{
-			Entrypoint: r.Config.Entrypoint, Cmd: r.Config.Cmd, Env: r.Config.Env, User: r.Config.User,
-			WorkDir: r.Config.WorkingDir, StopSignal: r.Config.StopSignal,
-		},
+		ID: a.ID, Image: imageOf(spec, r.Image), Process: processOf(r.Config),
 		Digest: a.Digest, SizeBytes: a.SizeBytes, Reused: r.Reused,
 	}
 	if ca := a.EgressCA; ca != nil {
@@ -43,73 +51,108 @@ func (n *Node) BuildArtifact(ctx context.Context, spec spore.ArtifactSpec, progr
 	return out, nil
 }
 
-// buildHeld builds an artifact and holds it. One that a collection took away in between is built again.
-func (n *Node) buildHeld(ctx context.Context, ref string, opt image.BuildOptions) (*image.Result, error) {
+func buildOptions(spec spore.ArtifactSpec) image.BuildOptions {
+	opt := image.BuildOptions{ResolveOptions: image.ResolveOptions{Insecure: spec.Insecure}}
+	if len(spec.EgressCA) > 0 { // the builder takes an empty one for a mistake
+		opt.EgressCA = spec.EgressCA
+	}
+	return opt
+}
+
+func imageOf(spec spore.ArtifactSpec, i image.Image) spore.Image {
+	return spore.Image{Reference: spec.Reference, Digest: i.ManifestDigest, Platform: i.Platform}
+}
+
+func processOf(c image.Config) spore.Process {
+	return spore.Process{
+		Entrypoint: c.Entrypoint, Cmd: c.Cmd, Env: c.Env, User: c.User, WorkDir: c.WorkingDir, StopSignal: c.StopSignal,
+	}
+}
+
+// buildFresh builds an artifact and notes that it is fresh. One that a collection took away in between is built again.
+func (n *Node) buildFresh(ctx context.Context, ref string, opt image.BuildOptions) (*image.Result, error) {
 	for tries := 3; ; tries-- {
 		r, err := n.opt.Images.Build(ctx, ref, opt)
 		if err != nil {
 			return nil, err
 		}
-		n.holds.hold(r.Artifact.ID)
+		n.holds.built(r.Artifact.ID)
 		_, err = n.opt.Images.Get(r.Artifact.ID)
 		if err == nil {
 			return r, nil
 		}
-		n.holds.drop(r.Artifact.ID)
+		n.holds.used(r.Artifact.ID)
 		if !isNotFound(err) || tries == 0 {
 			return nil, err
 		}
 	}
 }
 
-// Agent answers a transport to the agent of a running sandbox.
-func (n *Node) Agent(ctx context.Context, sandboxID string, generation int) (http.RoundTripper, error) {
-	m, err := n.machine(sandboxID, generation)
-	if err != nil {
-		return nil, err
+// VerifyArtifact is nil when the artifact is here and what it should be. Without full, one whose file looks untouched
+// since it was last read is taken at its word.
+func (n *Node) VerifyArtifact(ctx context.Context, id string, full bool) error {
+	if full {
+		return n.opt.Images.Verify(ctx, id)
 	}
-	a, err := m.reach(ctx)
-	if err != nil {
-		return nil, err
-	}
-	return a.Transport(), nil
+	return n.opt.Images.VerifyQuick(ctx, id)
 }
 
-// Logs answers the output of the image's own process, or of the guest's console.
-func (n *Node) Logs(ctx context.Context, sandboxID string, generation int, console bool, limit int) ([]byte, error) {
-	m, err := n.machine(sandboxID, generation)
-	if err != nil {
-		return nil, err
+// removeTimeout bounds how long a removal waits for a build of the same artifact, during which nothing can start.
+const removeTimeout = 5 * time.Second
+
+// DropArtifact removes an artifact that nothing stands on.
+func (n *Node) DropArtifact(ctx context.Context, id string) error {
+	held, err := n.holds.unlessHeld(id, func() error {
+		users, err := n.users(ctx, func(s frozen.Shape) string { return s.Artifact })
+		if err != nil {
+			return err
+		}
+		if by := users[id]; len(by) > 0 {
+			return spore.Errorf(spore.CodeInUse, "%s stand on artifact %s", n.name(by), id).WithHint("remove those first")
+		}
+		removing, cancel := context.WithTimeout(ctx, removeTimeout)
+		defer cancel()
+		err = n.opt.Images.Remove(removing, id)
+		if isNotFound(err) {
+			return nil
+		}
+		if removing.Err() != nil && ctx.Err() == nil {
+			return spore.Errorf(spore.CodeBusy, "artifact %s is being built", id).WithCause(err).WithHint("try again when that is done")
+		}
+		return err
+	})
+	if held {
+		return spore.Errorf(spore.CodeInUse, "artifact %s is booting a template or a sandbox right now", id).WithHint("try again when that is done")
 	}
-	if console {
-		return m.vm.Console(limit)
-	}
-	ctx, cancel := context.WithTimeout(ctx, greetTimeout)
-	defer cancel()
-	a, err := m.reach(ctx)
-	if err != nil {
-		return nil, err
-	}
-	return readLogs(ctx, a, limit)
+	return err
 }
 
-// reach is connect for a sandbox that was greeted long ago: its guest answers soon or not at all.
-func (m *machine) reach(ctx context.Context) (*guest.Agent, error) {
-	ctx, cancel := context.WithTimeout(ctx, greetTimeout)
-	defer cancel()
-	a, err := m.connect(ctx)
-	if err != nil {
-		return nil, m.unreached(err, "the agent of the sandbox does not answer")
+// name lists a few of those that stand on something, as people know them.
+func (n *Node) name(by []string) string {
+	const some = 3
+	var names []string
+	for _, id := range by[:min(len(by), some)] {
+		if vm, ok := strings.CutPrefix(id, "vm "); ok {
+			id = n.sandboxOf(vm)
+		}
+		names = append(names, id)
 	}
-	return a, nil
+	list := strings.Join(names, ", ")
+	if more := len(by) - len(names); more > 0 {
+		list += fmt.Sprintf(" and %d more", more)
+	}
+	return list
 }
 
-// readLogs reads what is kept of the output of the image's process, at most limit bytes whatever the guest sends.
-func readLogs(ctx context.Context, a *guest.Agent, limit int) ([]byte, error) {
-	body, err := a.Logs(ctx, limit, false)
+// OpenArtifact opens an artifact's filesystem image, which stays readable when the artifact is removed meanwhile.
+func (n *Node) OpenArtifact(ctx context.Context, id string) (interface {
+	io.ReadSeekCloser
+	Size() int64
+	Digest() string
+}, error) {
+	f, err := n.opt.Images.OpenFile(id)
 	if err != nil {
-		return nil, err
+		return nil, err // not f: a nil pointer in an interface is not nil
 	}
-	defer body.Close()
-	return io.ReadAll(io.LimitReader(body, int64(limit)))
+	return f, nil
 }

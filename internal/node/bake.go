@@ -5,7 +5,6 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"path/filepath"
 	"strings"
 	"time"
 
@@ -20,17 +19,38 @@ import (
 // tens of seconds.
 const bootTimeout = 5 * time.Minute
 
-// Bake boots a template, waits until it is ready and freezes it under the id as.
+// Bake boots a template on a blank disk, waits until it is ready and freezes it under the id as.
 func (n *Node) Bake(ctx context.Context, t *spore.Template, as string, note func(string)) (*spore.Frozen, error) {
-	defer n.holds.drop(t.ArtifactID) // by now the frozen state holds it
-	n.holds.hold(t.KernelID)
-	defer n.holds.drop(t.KernelID)
+	defer n.holds.used(t.ArtifactID) // by now the frozen state holds it
 	if f, err := n.Frozen(ctx, as); !isNotFound(err) {
 		return f, err
 	}
-	f, err := n.bake(ctx, t, as, note)
+	return n.bake(ctx, baking{
+		template: t, as: as, artifact: t.ArtifactID, note: note,
+		disk: func(ctx context.Context, path string) error {
+			blank, err := image.BlankDisk(ctx, n.path("blank"), int64(t.Resources.DiskMiB)*mib)
+			if err != nil {
+				return err
+			}
+			return frozen.CloneFile(ctx, path, blank)
+		},
+	})
+}
+
+// bake boots and freezes, with room for it reserved and what it stands on held.
+func (n *Node) bake(ctx context.Context, b baking) (*spore.Frozen, error) {
+	release, err := n.guard.reserve("freezing "+b.template.ID, n.bakedBytes(b), toKeep)
+	if err != nil {
+		return nil, err
+	}
+	defer release()
+	for _, id := range []string{b.artifact, b.template.KernelID} {
+		n.holds.hold(id)
+		defer n.holds.drop(id)
+	}
+	f, err := n.bakeOnce(ctx, b)
 	if errors.Is(err, errEngineChanged) { // it is known now what the engine can do here
-		f, err = n.bake(ctx, t, as, note)
+		f, err = n.bakeOnce(ctx, b)
 	}
 	return f, err
 }
@@ -38,7 +58,8 @@ func (n *Node) Bake(ctx context.Context, t *spore.Template, as string, note func
 // errEngineChanged is when the engine found out, as it booted its first guest, that it can do better than it had said.
 var errEngineChanged = errors.New("the engine is another than when the boot began")
 
-func (n *Node) bake(ctx context.Context, t *spore.Template, as string, note func(string)) (*spore.Frozen, error) {
+func (n *Node) bakeOnce(ctx context.Context, b baking) (*spore.Frozen, error) {
+	t := b.template
 	bundle, err := n.opt.Kernels.Get(t.KernelID)
 	if err != nil {
 		return nil, err
@@ -48,12 +69,12 @@ func (n *Node) bake(ctx context.Context, t *spore.Template, as string, note func
 		return nil, err
 	}
 	shape := frozen.Shape{
-		VCPUs: t.Resources.VCPUs, MemoryMiB: t.Resources.MemoryMiB, Kernel: bundle.ID, Artifact: t.ArtifactID,
+		VCPUs: t.Resources.VCPUs, MemoryMiB: t.Resources.MemoryMiB, Kernel: bundle.ID, Artifact: b.artifact,
 		Drives: []frozen.Drive{{ID: "rootfs", ReadOnly: true}, {ID: "disk"}}, Engine: frozen.Engine(info),
 		AgentVersion: bundle.AgentVersion, KernelVersion: bundle.KernelVersion,
 	}
 	id := newMachineID()
-	draft, err := n.opt.Frozen.Begin(ctx, frozen.Spec{ID: as, Kind: frozen.KindTemplate, Shape: shape})
+	draft, err := n.opt.Frozen.Begin(ctx, b.spec(shape))
 	if err != nil {
 		return nil, err
 	}
@@ -61,7 +82,7 @@ func (n *Node) bake(ctx context.Context, t *spore.Template, as string, note func
 	if err := n.cap.take(ctx, id, shape.MemoryMiB); err != nil {
 		return nil, err
 	}
-	m, err := n.boot(ctx, id, shape, draft.BaseMemoryPath(), int64(t.Resources.DiskMiB)*mib)
+	m, err := n.boot(ctx, id, shape, draft.BaseMemoryPath(), b.disk)
 	if err != nil {
 		n.cap.give(id)
 		return nil, err
@@ -77,12 +98,12 @@ func (n *Node) bake(ctx context.Context, t *spore.Template, as string, note func
 	} else if now != info {
 		return nil, errEngineChanged
 	}
-	if err := n.prepare(ctx, m, t, note); err != nil {
+	if err := n.prepare(ctx, m, t, b.note); err != nil {
 		return nil, err
 	}
-	note("freezing")
+	b.note("freezing")
 	start := time.Now()
-	if _, err := draft.CaptureBoot(ctx, m.vm, filepath.Join(n.machineDir(id), diskFile)); err != nil {
+	if _, err := draft.CaptureBoot(ctx, m.vm, n.diskPath(id)); err != nil {
 		return nil, err
 	}
 	m.ending.Store(true)
@@ -103,8 +124,8 @@ func (n *Node) bake(ctx context.Context, t *spore.Template, as string, note func
 	return f, nil
 }
 
-// boot starts a VM with a blank disk. On error nothing is left.
-func (n *Node) boot(ctx context.Context, id string, shape frozen.Shape, memory string, diskBytes int64) (_ *machine, err error) {
+// boot starts a VM on the disk that is made for it. On error nothing is left.
+func (n *Node) boot(ctx context.Context, id string, shape frozen.Shape, memory string, disk func(ctx context.Context, path string) error) (_ *machine, err error) {
 	o := owner{Shape: shape}
 	if o.Config, err = n.config(ctx, id, shape, memory); err != nil {
 		return nil, err
@@ -116,15 +137,10 @@ func (n *Node) boot(ctx context.Context, id string, shape frozen.Shape, memory s
 			}
 		}
 	}()
-	dir, err := n.makeDir(id, o)
-	if err != nil {
+	if _, err := n.makeDir(id, o); err != nil {
 		return nil, err
 	}
-	blank, err := image.BlankDisk(ctx, n.path("blank"), diskBytes)
-	if err != nil {
-		return nil, err
-	}
-	if err := frozen.CloneFile(ctx, filepath.Join(dir, diskFile), blank); err != nil {
+	if err := disk(ctx, n.diskPath(id)); err != nil {
 		return nil, err
 	}
 	vm, err := n.opt.Engine.Boot(ctx, o.Config)

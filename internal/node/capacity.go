@@ -93,9 +93,6 @@ func (n *Node) Admit(r spore.Resources) error {
 
 // take promises memory to a VM, or refuses by name.
 func (c *capacity) take(ctx context.Context, id string, memoryMiB int) error {
-	if err := c.roomForFreeze(); err != nil {
-		return err
-	}
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	available, err := c.available()
@@ -164,19 +161,6 @@ func (c *capacity) starting(ctx context.Context) (done func()) {
 
 // idle says whether no VM is being started right now.
 func (c *capacity) idle() bool { return len(c.startings) == 0 }
-
-// roomForFreeze refuses what would write to a disk that is as good as full.
-func (c *capacity) roomForFreeze() error {
-	free, err := freeBytes(c.dir)
-	if err != nil {
-		return err
-	}
-	if free < minFreeDisk {
-		return spore.Errorf(spore.CodeNoSpace, "the data directory's filesystem has %d MiB left; %d MiB must stay free", free/mib, int64(minFreeDisk)/mib).
-			WithHint("free some: spore gc, or remove templates and snapshots")
-	}
-	return nil
-}
 
 func freeBytes(dir string) (int64, error) {
 	var fs unix.Statfs_t

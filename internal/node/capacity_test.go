@@ -4,6 +4,7 @@ import (
 	"fmt"
 	"sync"
 	"testing"
+	"time"
 
 	"github.com/sporevm/spore"
 )
@@ -48,7 +49,7 @@ func TestCapacityOfManyAtOnce(t *testing.T) {
 }
 
 func TestHolds(t *testing.T) {
-	h := holds{count: map[string]int{}}
+	h := newHolds()
 	removed := false
 	remove := func() error { removed = true; return nil }
 	h.hold("a")
@@ -62,7 +63,21 @@ func TestHolds(t *testing.T) {
 	if held, err := h.unlessHeld("a", remove); held || err != nil || !removed {
 		t.Errorf("what nothing holds was not removed (%v, %v)", held, err)
 	}
-	if len(h.count) != 0 {
-		t.Errorf("%v is left", h.count)
+	h.built("b")
+	h.built("b")
+	h.used("b")
+	if err := h.unlessWanted("b", func() error { t.Error("what is fresh was removed"); return nil }); err != nil || !h.wanted("b") {
+		t.Error(err)
+	}
+	if held, err := h.unlessHeld("b", func() error { return nil }); held || err != nil {
+		t.Errorf("what is only fresh is held (%v)", err)
+	}
+	h.fresh["b"][0] = time.Now().Add(-freshFor - time.Second)
+	if h.wanted("b") {
+		t.Error("what was built long ago is wanted still")
+	}
+	h.used("b") // of what nobody built
+	if len(h.count) != 0 || len(h.fresh) != 0 {
+		t.Errorf("%v and %v are left", h.count, h.fresh)
 	}
 }

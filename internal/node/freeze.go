@@ -28,8 +28,13 @@ func (n *Node) capture(ctx context.Context, s *spore.Sandbox, frozenID, parent s
 	}
 	m.freeze.Lock()
 	defer m.freeze.Unlock()
-	if err := n.cap.roomForFreeze(); err != nil {
+	release, err := n.reserveCapture(ctx, m, frozenID)
+	if err != nil {
 		return nil, err
+	}
+	defer release()
+	if kindOf(frozenID) != frozen.KindPause {
+		m.settle(ctx)
 	}
 	base, err := n.parent(m, parent)
 	if err != nil {
@@ -47,7 +52,7 @@ func (n *Node) capture(ctx context.Context, s *spore.Sandbox, frozenID, parent s
 			go m.wake()
 		}
 	}()
-	if _, err := draft.CaptureLive(ctx, m.vm, n.path("vms", m.id, diskFile), after); err != nil {
+	if _, err := draft.CaptureLive(ctx, m.vm, n.diskPath(m.id), after); err != nil {
 		return nil, err
 	}
 	manifest, err := draft.Commit(ctx)
@@ -62,6 +67,41 @@ func (n *Node) capture(ctx context.Context, s *spore.Sandbox, frozenID, parent s
 	f.Paused, f.Total = draft.Timings().Paused, time.Since(start)
 	n.log.Info("captured", "frozen", frozenID, "vm", m.id, "timings", draft.Timings())
 	return f, nil
+}
+
+// reserveCapture makes room for what a capture may write: what the VM holds for itself of its memory, and its disk.
+func (n *Node) reserveCapture(ctx context.Context, m *machine, frozenID string) (release func(), err error) {
+	memory, err := privateBytes(ctx, m.vm, int64(m.owner.Shape.MemoryMiB)*mib)
+	if err != nil {
+		return nil, err
+	}
+	disk, err := allocatedBytes(n.diskPath(m.id))
+	if err != nil {
+		return nil, err
+	}
+	purpose := toKeep
+	if kindOf(frozenID) == frozen.KindPause { // it gives memory back, which a full machine needs
+		purpose = toStart
+	}
+	return n.guard.reserve("freezing "+m.owner.Sandbox, memory+n.cloneBytes(disk), purpose)
+}
+
+// settleTimeout bounds how long a guest may take to write out what its programs have written. One that does not answer
+// is captured as it is.
+const settleTimeout = 5 * time.Second
+
+// settle has the guest write its files out while it still runs: the frozen disk then holds them by itself, for those
+// who read it without the memory.
+func (m *machine) settle(ctx context.Context) {
+	ctx, cancel := context.WithTimeout(ctx, settleTimeout)
+	defer cancel()
+	a, err := m.connect(ctx)
+	if err == nil {
+		err = a.Quiesce(ctx)
+	}
+	if err != nil {
+		m.node.log.Warn("a guest did not write its files out before it was captured; its memory holds them", "vm", m.id, "err", err)
+	}
 }
 
 // Wake lets a VM that Suspend held still run on. When it does not, the node goes on trying.
@@ -140,7 +180,10 @@ func kindOf(id string) frozen.Kind {
 
 // Flatten merges the layers of a frozen state.
 func (n *Node) Flatten(ctx context.Context, frozenID string, toBase bool) (*spore.Frozen, error) {
-	m, err := n.opt.Frozen.Flatten(ctx, frozenID, frozen.FlattenOptions{ToBase: toBase})
+	m, err := n.opt.Frozen.Flatten(ctx, frozenID, frozen.FlattenOptions{
+		ToBase:  toBase,
+		Reserve: func(bytes int64) (func(), error) { return n.guard.reserve("merging "+frozenID, bytes, toKeep) },
+	})
 	if err != nil {
 		return nil, err
 	}

@@ -57,7 +57,7 @@ func spaceOf(dir string) (space, error) {
 
 // reserve promises need bytes to an operation until release, which may be called more than once. It refuses with
 // spore.CodeNoSpace, saying how much is missing; what names the operation for people.
-func (g *guard) reserve(what string, need int64, for_ purpose) (release func(), err error) {
+func (g *guard) reserve(what string, need int64, why purpose) (release func(), err error) {
 	g.mu.Lock()
 	defer g.mu.Unlock()
 	is, err := g.measure()
@@ -68,7 +68,7 @@ func (g *guard) reserve(what string, need int64, for_ purpose) (release func(), 
 		return nil, spore.Errorf(spore.CodeNoSpace, "%s needs %s, and how full the data directory's filesystem is cannot be measured (mode %s)", what, inMiB(need), spore.StorageUnknown).
 			WithCause(err).WithHint("look at that filesystem; spore node storage says what was wrong")
 	}
-	taken, limit := is.used+g.reserved, g.limit(is.total, for_)
+	taken, limit := is.used+g.reserved, g.limit(is.total, why)
 	if missing := taken + need - limit; missing > 0 {
 		return nil, spore.Errorf(spore.CodeNoSpace, "%s needs %s; %s of %s are used or promised (mode %s) and no more than %s may be for this, so %s are missing",
 			what, inMiB(need), inMiB(taken), inMiB(is.total), g.limits.Mode(taken, is.total), inMiB(limit), inMiB(missing)).
@@ -82,13 +82,13 @@ func (g *guard) reserve(what string, need int64, for_ purpose) (release func(), 
 	}), nil
 }
 
-// limit is up to how many bytes a disk may be filled.
-func (g *guard) limit(total int64, for_ purpose) int64 {
+// limit is up to how many bytes a disk may be filled: just short of where the mode begins that refuses.
+func (g *guard) limit(total int64, why purpose) int64 {
 	percent := g.limits.Reject
-	if for_ == toStart {
+	if why == toStart {
 		percent = g.limits.DeleteOnly
 	}
-	return min(total/100*int64(percent), total-minFreeDisk)
+	return min(total/100*int64(percent)-1, total-minFreeDisk)
 }
 
 // status is how full the disk is.

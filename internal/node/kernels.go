@@ -2,9 +2,11 @@ package node
 
 import (
 	"context"
+	"maps"
 	"slices"
 
 	"github.com/sporevm/spore"
+	"github.com/sporevm/spore/internal/frozen"
 	"github.com/sporevm/spore/internal/kernel"
 )
 
@@ -38,10 +40,16 @@ func (n *Node) Kernels(ctx context.Context) ([]Kernel, error) {
 
 // kernelUsers says which frozen states and running VMs stand on which bundle.
 func (n *Node) kernelUsers(ctx context.Context) (map[string][]string, error) {
+	return n.users(ctx, func(s frozen.Shape) string { return s.Kernel })
+}
+
+// users says which frozen states and running VMs stand on what, by the id that on answers. Frozen states come before
+// VMs, which people do not know by these names.
+func (n *Node) users(ctx context.Context, on func(frozen.Shape) string) (map[string][]string, error) {
 	shapes, err := n.shapes(ctx)
 	users := map[string][]string{}
-	for id, shape := range shapes {
-		users[shape.Kernel] = append(users[shape.Kernel], id)
+	for _, id := range slices.Sorted(maps.Keys(shapes)) {
+		users[on(shapes[id])] = append(users[on(shapes[id])], id)
 	}
 	return users, err
 }
@@ -79,7 +87,6 @@ func (n *Node) RemoveKernel(ctx context.Context, id string) error {
 			return err
 		}
 		if by := users[id]; len(by) > 0 {
-			slices.Sort(by) // templates and snapshots before running VMs, which people do not know by these names
 			return spore.Errorf(spore.CodeInUse, "%d frozen states and VMs stand on kernel %s, among them %s", len(by), id, by[0]).
 				WithHint("remove those first; spore template ls and spore snapshot ls name them")
 		}

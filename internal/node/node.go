@@ -46,8 +46,9 @@ type Node struct {
 	guard *guard
 	pool  *pool
 
-	holds   holds         // artifacts and kernels that something is about to stand on
-	closing chan struct{} // closed by Close
+	reflinks bool          // files of the data directory can share blocks
+	holds    holds         // artifacts and kernels that something is about to stand on
+	closing  chan struct{} // closed by Close
 
 	mu        sync.Mutex
 	recovered bool                // Recover is done
@@ -81,7 +82,7 @@ func Open(ctx context.Context, opt Options) (*Node, error) {
 	}
 	n := &Node{
 		opt: opt, log: opt.Logger, cap: limits, guard: guard, closing: make(chan struct{}), machines: map[string]*machine{},
-		holds: holds{count: map[string]int{}}, onExit: func(string, int, string) {},
+		reflinks: frozen.Reflinks(filepath.Join(opt.DataDir, "vms")), holds: newHolds(), onExit: func(string, int, string) {},
 	}
 	n.pool = newPool(n, opt.Pool)
 	return n, nil

@@ -23,6 +23,7 @@ type pool struct {
 	mu     sync.Mutex
 	ready  map[string][]*machine // by frozen id
 	last   map[string]time.Time  // when the frozen id was last used
+	making string                // the frozen id that a VM is being made for; "" once that was drained
 	wake   chan struct{}
 	stop   context.CancelFunc
 	filled sync.WaitGroup
@@ -119,6 +120,9 @@ func (p *pool) fill(ctx context.Context) {
 }
 
 func (p *pool) fillOne(ctx context.Context, id string) error {
+	p.mu.Lock()
+	p.making = id
+	p.mu.Unlock()
 	m, err := p.node.thaw(ctx, id, owner{}, nil)
 	if err != nil {
 		return err
@@ -130,11 +134,12 @@ func (p *pool) fillOne(ctx context.Context, id string) error {
 	p.node.add(m)
 	p.mu.Lock()
 	_, wanted := p.last[id]
+	wanted = wanted && p.making == id
 	if wanted {
 		p.ready[id] = append(p.ready[id], m)
 	}
 	p.mu.Unlock()
-	if !wanted { // forgotten while it was being made
+	if !wanted { // forgotten, or replaced, while it was being made
 		p.discard(ctx, m)
 	}
 	return nil
@@ -198,6 +203,9 @@ func (p *pool) drain(ctx context.Context, id string) bool {
 	list := p.ready[id]
 	delete(p.ready, id)
 	delete(p.last, id)
+	if p.making == id {
+		p.making = ""
+	}
 	p.mu.Unlock()
 	for _, m := range list {
 		p.discard(ctx, m)

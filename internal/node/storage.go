@@ -170,7 +170,7 @@ func (n *Node) Collect(ctx context.Context, dryRun bool) ([]spore.GarbageItem, e
 
 // removeArtifact removes an artifact if it is still true, while nothing can come to need it, that nothing does.
 func (n *Node) removeArtifact(ctx context.Context, id string) error {
-	_, err := n.holds.unlessHeld(id, func() error {
+	return n.holds.unlessWanted(id, func() error {
 		shapes, err := n.shapes(ctx)
 		if err != nil {
 			return err
@@ -182,7 +182,6 @@ func (n *Node) removeArtifact(ctx context.Context, id string) error {
 		}
 		return n.opt.Images.Remove(ctx, id)
 	})
-	return err
 }
 
 // layer describes a cached image layer.
@@ -209,7 +208,7 @@ func (n *Node) unusedArtifacts(ctx context.Context) ([]spore.GarbageItem, error)
 	}
 	var items []spore.GarbageItem
 	for _, a := range list {
-		if !used[a.ID] && !n.holds.held(a.ID) {
+		if !used[a.ID] && !n.holds.wanted(a.ID) {
 			items = append(items, spore.GarbageItem{ID: a.ID, Kind: "artifact", Bytes: a.AllocatedBytes, Reason: "no frozen state stands on it"})
 		}
 	}

@@ -1,11 +1,11 @@
 package node
 
 import (
+	"cmp"
 	"context"
 	"crypto/rand"
 	"encoding/hex"
 	"errors"
-	"path/filepath"
 	"time"
 
 	"github.com/sporevm/spore"
@@ -20,6 +20,11 @@ const greetTimeout = 2 * time.Minute
 
 // Start brings up one generation of a sandbox from a frozen state: out of the pool when it has one ready, else by a thaw.
 func (n *Node) Start(ctx context.Context, s *spore.Sandbox, frozenID string) error {
+	release, err := n.guard.reserve("starting "+s.ID, 0, toStart) // a VM of the pool asks for no room itself
+	if err != nil {
+		return err
+	}
+	release()
 	if m := n.pool.take(frozenID); m != nil {
 		err := n.claim(ctx, m, s)
 		if err == nil {
@@ -31,17 +36,22 @@ func (n *Node) Start(ctx context.Context, s *spore.Sandbox, frozenID string) err
 			return err // its owner file may still name the generation that a thaw would have
 		}
 	}
-	o := owner{Sandbox: s.ID, Generation: s.Generation}
-	m, err := n.thaw(ctx, frozenID, o, s)
-	if spore.CodeOf(err) == spore.CodeBusy && n.pool.empty(ctx) { // VMs that nobody uses yet must not keep one away that is wanted
-		m, err = n.thaw(ctx, frozenID, o, s)
-	}
+	m, err := n.thawMakingRoom(ctx, frozenID, owner{Sandbox: s.ID, Generation: s.Generation}, s)
 	if err != nil {
 		return err
 	}
 	n.add(m)
 	n.pool.used(frozenID)
 	return nil
+}
+
+// thawMakingRoom is thaw for a VM that is wanted: those of the pool, which nobody uses yet, must not keep it away.
+func (n *Node) thawMakingRoom(ctx context.Context, frozenID string, o owner, s *spore.Sandbox) (*machine, error) {
+	m, err := n.thaw(ctx, frozenID, o, s)
+	if spore.CodeOf(err) == spore.CodeBusy && n.pool.empty(ctx) {
+		m, err = n.thaw(ctx, frozenID, o, s)
+	}
+	return m, err
 }
 
 // claim makes a VM of the pool a sandbox's: the owner file says so first, then the guest gets its new identity.
@@ -82,6 +92,11 @@ func (n *Node) thaw(ctx context.Context, frozenID string, o owner, s *spore.Sand
 	if err := n.fits(ctx, shape, frozenID); err != nil {
 		return nil, err
 	}
+	release, err := n.guard.reserve("starting from "+frozenID, n.cloneBytes(img.DiskBytes()), toStart)
+	if err != nil {
+		return nil, err
+	}
+	defer release()
 	id := newMachineID()
 	if err := n.cap.take(ctx, id, shape.MemoryMiB); err != nil {
 		return nil, err
@@ -106,14 +121,13 @@ func (n *Node) thaw(ctx context.Context, frozenID string, o owner, s *spore.Sand
 		return nil, err
 	}
 	m.owner = o
-	dir, err := n.makeDir(id, o)
-	if err != nil {
+	if _, err := n.makeDir(id, o); err != nil {
 		return nil, err
 	}
 	if err := n.opt.Frozen.Pin(id, img.Manifest); err != nil {
 		return nil, err
 	}
-	if err := img.CloneDisk(ctx, filepath.Join(dir, diskFile)); err != nil {
+	if err := img.CloneDisk(ctx, n.diskPath(id)); err != nil {
 		return nil, err
 	}
 	vm, err := n.opt.Engine.Thaw(ctx, o.Config, img.VM)
@@ -143,6 +157,9 @@ func (n *Node) fits(ctx context.Context, shape frozen.Shape, frozenID string) er
 	case e.StateFormat != now.StateFormat:
 		return spore.Errorf(spore.CodeStale, "%s was frozen under %s; this node's device state is %s", frozenID, e.StateFormat, now.StateFormat).
 			WithHint("build the template again, or run the %s that froze it", e.Engine)
+	case e.CPUFeatures != "" && e.CPUFeatures != now.CPUFeatures:
+		return spore.Errorf(spore.CodeStale, "%s uses features of the processor %s; this node's is %s", frozenID, e.CPUFeatures, cmp.Or(now.CPUFeatures, "emulated")).
+			WithHint("redo it on this node, or start it on a machine with that processor")
 	}
 	return nil
 }
@@ -160,13 +177,12 @@ func (n *Node) config(ctx context.Context, id string, shape frozen.Shape, memory
 	if err != nil {
 		return vmm.Config{}, err
 	}
-	dir := n.machineDir(id)
 	return vmm.Config{
-		ID: id, Dir: dir, VCPUs: shape.VCPUs, MemoryMiB: shape.MemoryMiB,
+		ID: id, Dir: n.machineDir(id), VCPUs: shape.VCPUs, MemoryMiB: shape.MemoryMiB,
 		Kernel: bundle.VmlinuzPath(), Initrd: bundle.InitrdPath(), Cmdline: shape.Cmdline, Memory: memory,
 		Drives: []vmm.Drive{
 			{ID: "rootfs", Path: rootfs.Path, ReadOnly: true},
-			{ID: "disk", Path: filepath.Join(dir, diskFile)},
+			{ID: "disk", Path: n.diskPath(id)},
 		},
 	}, nil
 }
