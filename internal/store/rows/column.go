@@ -25,15 +25,7 @@ var (
 )
 
 func (c *timeColumn) Value() (driver.Value, error) {
-	switch {
-	case c.t.IsZero():
-		return int64(0), nil
-	case c.t.Before(earliest):
-		return int64(math.MinInt64), nil
-	case c.t.After(latest):
-		return int64(math.MaxInt64), nil
-	}
-	return c.t.UnixNano(), nil
+	return nanos(*c.t), nil
 }
 
 func (c *timeColumn) Scan(src any) error {
@@ -41,11 +33,29 @@ func (c *timeColumn) Scan(src any) error {
 	if !ok {
 		return fmt.Errorf("a time is kept as %T", src)
 	}
-	*c.t = time.Time{}
-	if nanos != 0 {
-		*c.t = time.Unix(0, nanos).UTC()
-	}
+	*c.t = timeOf(nanos)
 	return nil
+}
+
+// nanos is how a time is kept.
+func nanos(t time.Time) int64 {
+	switch {
+	case t.IsZero():
+		return 0
+	case t.Before(earliest):
+		return math.MinInt64
+	case t.After(latest):
+		return math.MaxInt64
+	}
+	return t.UnixNano()
+}
+
+// timeOf is the time that nanos made a number of.
+func timeOf(nanos int64) time.Time {
+	if nanos == 0 {
+		return time.Time{}
+	}
+	return time.Unix(0, nanos).UTC()
 }
 
 // flagColumn keeps a flag as 0 or 1, which every database can compare with the same literals.
@@ -76,8 +86,12 @@ type textColumn struct{ s *string }
 func asText(s *string) *textColumn { return &textColumn{s} }
 
 func (c *textColumn) Value() (driver.Value, error) {
+	return properText(*c.s), nil
+}
+
+func properText(s string) string {
 	const replacement = "\uFFFD"
-	return strings.ReplaceAll(strings.ToValidUTF8(*c.s, replacement), "\x00", replacement), nil
+	return strings.ReplaceAll(strings.ToValidUTF8(s, replacement), "\x00", replacement)
 }
 
 func (c *textColumn) Scan(src any) error {
@@ -106,6 +120,31 @@ func (c *jsonColumn[T]) Scan(src any) error {
 		return err
 	}
 	*c.v = fresh
+	return nil
+}
+
+// documentColumn keeps a value as a JSON document of another form.
+type documentColumn[T, D any] struct {
+	v     *T
+	store func(T) D
+	load  func(D) T
+}
+
+func asDocument[T, D any](v *T, store func(T) D, load func(D) T) *documentColumn[T, D] {
+	return &documentColumn[T, D]{v, store, load}
+}
+
+func (c *documentColumn[T, D]) Value() (driver.Value, error) {
+	d := c.store(*c.v)
+	return asJSON(&d).Value()
+}
+
+func (c *documentColumn[T, D]) Scan(src any) error {
+	var d D
+	if err := asJSON(&d).Scan(src); err != nil {
+		return err
+	}
+	*c.v = c.load(d)
 	return nil
 }
 

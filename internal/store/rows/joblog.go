@@ -14,7 +14,7 @@ func logLineFields(l *spore.LogLine) []any {
 
 func (tx *Tx) AppendJobLog(jobID string, line spore.LogLine) error {
 	_, err := tx.exec(`INSERT INTO job_log (job_id, seq, time, level, message)
-		SELECT ?, COALESCE(MAX(seq), 0) + 1, ?, ?, ? FROM job_log WHERE job_id = ?`,
+		SELECT CAST(? AS TEXT), COALESCE(MAX(seq), 0) + 1, CAST(? AS BIGINT), CAST(? AS TEXT), CAST(? AS TEXT) FROM job_log WHERE job_id = ?`,
 		jobID, asTime(&line.Time), line.Level, asText(&line.Message), jobID)
 	if errors.Is(err, ErrReference) {
 		return unknown("job", jobID)
@@ -26,19 +26,15 @@ func (tx *Tx) JobLog(jobID string, after int64, limit int) ([]spore.LogLine, err
 	if limit <= 0 || limit > maxLogLines {
 		limit = maxLogLines
 	}
-	list, err := selectRows(tx, logLineFields,
-		"SELECT seq, time, level, message FROM job_log WHERE job_id = ? AND seq > ? ORDER BY seq LIMIT ?", jobID, after, limit)
+	lines, err := values(selectRows(tx, logLineFields,
+		"SELECT seq, time, level, message FROM job_log WHERE job_id = ? AND seq > ? ORDER BY seq LIMIT ?", jobID, after, limit))
 	if err != nil {
 		return nil, err
 	}
-	if len(list) == 0 { // an empty log, or no such job?
+	if len(lines) == 0 { // an empty log, or no such job?
 		if _, err := tx.QueuePlace(jobID); err != nil {
 			return nil, err
 		}
-	}
-	lines := make([]spore.LogLine, len(list))
-	for i, line := range list {
-		lines[i] = *line
 	}
 	return lines, nil
 }

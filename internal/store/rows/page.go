@@ -1,10 +1,8 @@
 package rows
 
 import (
-	"encoding/base64"
-	"strconv"
+	"slices"
 	"strings"
-	"time"
 
 	"github.com/sporevm/spore"
 	"github.com/sporevm/spore/internal/store"
@@ -15,57 +13,29 @@ const (
 	maxLimit     = 1000
 )
 
-// position is the last row of a page: the next one begins right after it. Rows are ordered by creation time and, where
-// that is equal, by id, so a position stays right while rows come and go.
-type position struct {
-	list    string // which list it belongs to
-	created int64
-	id      string
-}
-
-// token renders p for clients.
-func (p position) token() string {
-	return base64.RawURLEncoding.EncodeToString([]byte("1." + p.list + "." + strconv.FormatInt(p.created, 36) + "." + p.id))
-}
-
-func parseToken(list, token string) (position, error) {
-	const longest = 200
-	malformed := spore.Invalidf("pageToken", "it is not a token of this list").
-		WithHint("pass on the nextPageToken of the page before, unchanged, or leave it out to begin anew")
-	if len(token) > longest {
-		return position{}, malformed
-	}
-	text, err := base64.RawURLEncoding.Strict().DecodeString(token)
-	if err != nil {
-		return position{}, malformed
-	}
-	parts := strings.Split(string(text), ".")
-	if len(parts) != 4 || parts[0] != "1" || parts[1] != list || !isID(parts[3]) {
-		return position{}, malformed
-	}
-	created, err := strconv.ParseInt(parts[2], 36, 64)
-	p := position{list: list, created: created, id: parts[3]}
-	if err != nil || p.token() != token { // there is one way to write a position; parsers accept more
-		return position{}, malformed
-	}
-	return p, nil
-}
-
-func isID(s string) bool {
-	return s != "" && strings.Trim(s, "abcdefghijklmnopqrstuvwxyz0123456789-") == ""
-}
-
-// listing is a query for one page, newest first, put together condition by condition.
+// listing is a query for one page of a table, put together condition by condition.
 type listing struct {
 	table, columns string
-	where          []string
-	args           []any
-	rare           bool // few rows match: find them and sort them, rather than walk the whole list in its order
+	from           string   // what to select from, when that is more than the table
+	order          []string // columns; the last one is unique
+	ascending      bool
+	where          []condition
+	either         []condition // one of these must hold
+	rare           bool        // few rows match: find them and sort them, rather than walk the whole list in its order
 }
 
-func (l *listing) and(condition string, args ...any) {
-	l.where = append(l.where, condition)
-	l.args = append(l.args, args...)
+type condition struct {
+	sql  string
+	args []any
+}
+
+// newest is a list of a table in the usual order.
+func newest(table, columns string) *listing {
+	return &listing{table: table, columns: columns, order: []string{"created_at", "id"}}
+}
+
+func (l *listing) and(sql string, args ...any) {
+	l.where = append(l.where, condition{sql, args})
 }
 
 // andText demands that a column have a value, if one is given. That the value is not empty is said again in SQL, because
@@ -76,21 +46,107 @@ func (l *listing) andText(column, value string) {
 	}
 }
 
+// andOneOf demands that a column have one of some values, if any are given.
 func (l *listing) andOneOf(column string, values []any) {
 	if len(values) > 0 {
 		l.and(column+" IN ("+parameters(len(values))+")", values...)
 	}
 }
 
-func (l *listing) andLabels(d Dialect, labels map[string]string) {
-	for key, value := range labels {
-		l.and(d.HasLabel, key, value)
+// eitherOf is andOneOf for a column whose index is in the order of the list for each single value.
+func (l *listing) eitherOf(column string, values []any) {
+	slices.SortFunc(values, func(a, b any) int { return strings.Compare(a.(string), b.(string)) })
+	values = slices.Compact(values)
+	if len(values) == 1 {
+		l.and(column+" = ?", values...)
+		return
+	}
+	for _, value := range values {
+		l.either = append(l.either, condition{column + " = ?", []any{value}})
 	}
 }
 
+// source renders FROM and WHERE, with extra conditions.
+func (l *listing) source(extra ...condition) (string, []any) {
+	from := l.table
+	if l.from != "" {
+		from = l.from
+	}
+	return whereOf(" FROM "+from, slices.Concat(l.where, extra))
+}
+
+func whereOf(from string, all []condition) (string, []any) {
+	var args []any
+	for i, c := range all {
+		word := " AND "
+		if i == 0 {
+			word = " WHERE "
+		}
+		from += word + c.sql
+		args = append(args, c.args...)
+	}
+	return from, args
+}
+
+// anyOf is the alternatives as one condition.
+func (l *listing) anyOf() []condition {
+	if len(l.either) == 0 {
+		return nil
+	}
+	var all condition
+	for i, c := range l.either {
+		if i > 0 {
+			all.sql += " OR "
+		}
+		all.sql += c.sql
+		all.args = append(all.args, c.args...)
+	}
+	all.sql = "(" + all.sql + ")"
+	return []condition{all}
+}
+
+// orderBy renders the order. Unless it is to be gone by, it is hidden from the database, which else might walk along it through
+// rows that do not match.
+func (l *listing) orderBy(hidden bool) string {
+	direction := " DESC"
+	if l.ascending {
+		direction = ""
+	}
+	first := l.order[0]
+	if hidden {
+		first += " + 0"
+	}
+	return " ORDER BY " + strings.Join(append([]string{first}, l.order[1:]...), direction+", ") + direction
+}
+
+// query renders the list after a position, limit rows of it.
+func (l *listing) query(after []any, limit int) (string, []any) {
+	if len(after) > 0 {
+		sign := "<"
+		if l.ascending {
+			sign = ">"
+		}
+		l.and("("+strings.Join(l.order, ", ")+") "+sign+" ("+parameters(len(after))+")", after...)
+	}
+	if len(l.either) == 0 || l.from != "" || l.rare {
+		source, args := l.source(l.anyOf()...)
+		return "SELECT " + l.columns + source + l.orderBy(l.rare) + " LIMIT ?", append(args, limit)
+	}
+	// Each alternative has an index in the order of the list: take a page of each, and the page out of those.
+	var parts []string
+	var args []any
+	for _, c := range l.either {
+		source, more := l.source(c)
+		parts = append(parts, "SELECT id FROM (SELECT id"+source+l.orderBy(false)+" LIMIT ?) AS part")
+		args = append(append(args, more...), limit)
+	}
+	return "SELECT " + l.columns + " FROM " + l.table + " WHERE id IN (" + strings.Join(parts, " UNION ") + ")" +
+		l.orderBy(true) + " LIMIT ?", append(args, limit)
+}
+
 // selectPage runs l for one page. It asks for one row more than the page holds, so that the end of the list is known without a
-// second query.
-func selectPage[T any](tx *Tx, l *listing, p store.Paging, fields func(*T) []any, key func(*T) (time.Time, string)) ([]*T, store.Page, error) {
+// second query. key answers what the list is ordered by, of a row.
+func selectPage[T any](tx *Tx, l *listing, p store.Paging, fields func(*T) []any, key func(*T) []any) ([]*T, store.Page, error) {
 	limit := p.Limit
 	switch {
 	case limit == 0:
@@ -98,31 +154,29 @@ func selectPage[T any](tx *Tx, l *listing, p store.Paging, fields func(*T) []any
 	case limit < 0 || limit > maxLimit:
 		return nil, store.Page{}, spore.Invalidf("limit", "%d is out of range", limit).WithHint("between 1 and %d", maxLimit)
 	}
+	var after position
 	if p.After != "" {
-		after, err := parseToken(l.table, p.After)
-		if err != nil {
+		var err error
+		if after, err = parseToken(l.table, key(new(T)), p.After); err != nil {
 			return nil, store.Page{}, err
 		}
-		l.and("(created_at, id) < (?, ?)", after.created, after.id)
 	}
-	query := "SELECT " + l.columns + " FROM " + l.table
-	if len(l.where) > 0 {
-		query += " WHERE " + strings.Join(l.where, " AND ")
-	}
-	order := "created_at"
-	if l.rare {
-		order = "created_at + 0" // no index has that, so none tempts the database to go by it
-	}
-	query += " ORDER BY " + order + " DESC, id DESC LIMIT ?"
-	list, err := selectRows(tx, fields, query, append(l.args, limit+1)...)
+	query, args := l.query(after.at, limit+1)
+	list, err := selectRows(tx, fields, query, args...)
 	if err != nil || len(list) <= limit {
 		return list, store.Page{}, err
 	}
 	list = list[:limit]
-	created, id := key(list[limit-1])
-	nanos, err := asTime(&created).Value()
-	if err != nil {
-		return nil, store.Page{}, err
+	return list, store.Page{Next: position{l.table, key(list[limit-1])}.token()}, nil
+}
+
+// count counts the rows of a list, all pages together, up to limit.
+func (l *listing) count(tx *Tx, limit int) (int, error) {
+	if limit <= 0 {
+		return 0, nil
 	}
-	return list, store.Page{Next: position{l.table, nanos.(int64), id}.token()}, nil
+	source, args := l.source(l.anyOf()...)
+	var n int
+	_, err := tx.scalar(&n, "SELECT COUNT(*) FROM (SELECT 1"+source+" LIMIT ?) AS counted", append(args, limit)...)
+	return n, err
 }

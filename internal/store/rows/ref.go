@@ -2,25 +2,30 @@ package rows
 
 import (
 	"errors"
-	"strings"
 
 	"github.com/sporevm/spore"
+	"github.com/sporevm/spore/internal/store"
 )
 
-const refColumns = "template_id, sandbox_id, node_id, binding, sandbox_gen, status, reason, attached_at, released_at"
+var refStates = transition[spore.RuntimeRefStatus]{
+	table: "runtime_refs", key: "id", column: "status", noun: "runtime ref", machine: spore.RuntimeRefTransitions,
+	fixed:    "template_id, sandbox_id, node_id, sandbox_gen, binding, attached_at",
+	changing: "status, reason, released_at, lease_until, last_seen_at, last_error",
+}.prepared()
+
+var (
+	refColumns = refStates.columns()
+	insertRef  = insertion("runtime_refs", refColumns) + " RETURNING id"
+)
 
 func refFields(r *spore.RuntimeRef) []any {
 	return []any{
-		&r.TemplateID, &r.SandboxID, &r.NodeID, &r.Binding, &r.SandboxGen, &r.Status, asText(&r.Reason),
-		asTime(&r.AttachedAt), asTime(&r.ReleasedAt),
+		&r.TemplateID, &r.SandboxID, &r.NodeID, &r.SandboxGen, &r.Binding, asTime(&r.AttachedAt),
+		&r.Status, asText(&r.Reason), asTime(&r.ReleasedAt), asTime(&r.LeaseUntil), asTime(&r.LastSeenAt), asText(&r.LastError),
 	}
 }
 
 func refFieldsWithID(r *spore.RuntimeRef) []any { return append([]any{&r.ID}, refFields(r)...) }
-
-var refStates = transition[spore.RuntimeRefStatus]{
-	table: "runtime_refs", key: "id", column: "status", noun: "runtime ref", machine: spore.RuntimeRefTransitions,
-}
 
 func (tx *Tx) PutRef(r *spore.RuntimeRef) error {
 	err := tx.putRef(r)
@@ -35,13 +40,14 @@ func (tx *Tx) PutRef(r *spore.RuntimeRef) error {
 
 func (tx *Tx) putRef(r *spore.RuntimeRef) error {
 	if r.ID != 0 {
-		return refStates.apply(tx, r.ID, r.Status, assignments(refColumns), refFields(r))
+		_, err := refStates.write(tx, r.Status, refFields(r), r.ID)
+		return err
 	}
 	if err := tx.writable(); err != nil { // it goes through query, which does not ask
 		return err
 	}
 	var id int64
-	inserted, err := tx.scalar(&id, insertion("runtime_refs", refColumns)+" RETURNING id", refFields(r)...)
+	inserted, err := tx.scalar(&id, insertRef, refFields(r)...)
 	if err != nil {
 		return err
 	}
@@ -56,14 +62,33 @@ func refTaken(r *spore.RuntimeRef) error {
 	return spore.Errorf(spore.CodeConflict, "generation %d of sandbox %s stands on something already", r.SandboxGen, r.SandboxID)
 }
 
-func (tx *Tx) Refs(templateID, sandboxID string, statuses ...spore.RuntimeRefStatus) ([]*spore.RuntimeRef, error) {
-	l := &listing{}
-	l.andText("template_id", templateID)
-	l.andText("sandbox_id", sandboxID)
-	l.andOneOf("status", asAny(statuses))
-	query := "SELECT id, " + refColumns + " FROM runtime_refs"
-	if len(l.where) > 0 {
-		query += " WHERE " + strings.Join(l.where, " AND ")
+func refListing(f store.RefFilter) *listing {
+	l := &listing{table: "runtime_refs"}
+	l.andText("template_id", f.TemplateID)
+	l.andText("sandbox_id", f.SandboxID)
+	l.andText("node_id", f.NodeID)
+	l.andOneOf("status", asAny(f.Statuses))
+	return l
+}
+
+func (tx *Tx) Refs(f store.RefFilter) ([]*spore.RuntimeRef, error) {
+	source, args := refListing(f).source()
+	query := "SELECT id, " + refColumns + source + " ORDER BY id"
+	if f.Limit > 0 {
+		query += " LIMIT ?"
+		args = append(args, f.Limit)
 	}
-	return selectRows(tx, refFieldsWithID, query+" ORDER BY id", l.args...)
+	return selectRows(tx, refFieldsWithID, query, args...)
+}
+
+func (tx *Tx) CountRefs(f store.RefFilter) (int, error) {
+	source, args := refListing(f).source()
+	count := "SELECT COUNT(*)" + source
+	if f.Limit > 0 {
+		count = "SELECT COUNT(*) FROM (SELECT 1" + source + " LIMIT ?) AS counted"
+		args = append(args, f.Limit)
+	}
+	var n int
+	_, err := tx.scalar(&n, count, args...)
+	return n, err
 }

@@ -9,8 +9,10 @@ import (
 
 const replayColumns = "caller, key, digest, resource_id, created_at"
 
+var insertReplay = insertion("replays", replayColumns)
+
 func replayFields(r *store.Replay) []any {
-	return []any{&r.Caller, &r.Key, &r.Digest, &r.ResourceID, asTime(&r.CreatedAt)}
+	return []any{asText(&r.Caller), asText(&r.Key), &r.Digest, &r.ResourceID, asTime(&r.CreatedAt)}
 }
 
 func (tx *Tx) Replay(caller, key string) (*store.Replay, error) {
@@ -18,7 +20,7 @@ func (tx *Tx) Replay(caller, key string) (*store.Replay, error) {
 }
 
 func (tx *Tx) PutReplay(r store.Replay) error {
-	affected, err := tx.exec(insertion("replays", replayColumns), replayFields(&r)...)
+	affected, err := tx.exec(insertReplay, replayFields(&r)...)
 	if err == nil && affected == 0 {
 		return spore.Errorf(spore.CodeConflict, "the idempotency key %q is in use already", r.Key)
 	}

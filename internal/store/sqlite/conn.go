@@ -7,11 +7,6 @@ import (
 	"github.com/sporevm/spore/internal/store/rows"
 )
 
-// dialect is how SQLite spells what databases spell differently.
-var dialect = rows.Dialect{
-	HasLabel: "EXISTS (SELECT 1 FROM json_each(labels) AS label WHERE label.key = ? AND label.value = ?)",
-}
-
 // conn is one transaction as package rows sees it.
 type conn struct {
 	tx *sql.Tx

@@ -4,9 +4,11 @@ import (
 	"context"
 	"database/sql"
 	"embed"
+	"errors"
 	"fmt"
 	"io/fs"
 	"log/slog"
+	"net/url"
 
 	"github.com/pressly/goose/v3"
 	"github.com/riverqueue/river/riverdriver/riversqlite"
@@ -17,6 +19,19 @@ import (
 
 //go:embed migrations/*.sql
 var migrations embed.FS
+
+// migrateFile migrates the file at path. That goes through a connection of its own, on which foreign keys are off, since SQLite can
+// change a table's rules only by making the table anew, and rows elsewhere refer to it. Each migration is one
+// transaction, and one that makes tables anew checks the references at its end.
+func migrateFile(ctx context.Context, path string) (err error) {
+	db, err := sql.Open("sqlite", address(path, url.Values{"_txlock": {"immediate"}, "_pragma": {"foreign_keys(0)"}}))
+	if err != nil {
+		return err
+	}
+	defer func() { err = errors.Join(err, db.Close()) }()
+	db.SetMaxOpenConns(1)
+	return migrate(ctx, db)
+}
 
 // migrate brings the tables, Spore's and River's, up to what this binary knows. It refuses a database that knows more.
 func migrate(ctx context.Context, db *sql.DB) error {

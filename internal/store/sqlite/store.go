@@ -75,15 +75,15 @@ func open(ctx context.Context, path string, opts Options) (_ *Store, err error) 
 			err = errors.Join(err, s.closePools())
 		}
 	}()
+	if err := migrateFile(ctx, path); err != nil {
+		return nil, err
+	}
 	// One connection: SQLite has one writer at a time, and waiting for a turn in the pool is fair where waiting for
 	// SQLite's lock is not. River shares it.
-	if s.writes, err = sql.Open("sqlite", address(path, url.Values{"_txlock": {"immediate"}})); err != nil {
+	if s.writes, err = sql.Open("sqlite", address(path, url.Values{"_txlock": {"immediate"}, "_pragma": {"foreign_keys(1)"}})); err != nil {
 		return nil, err
 	}
 	s.writes.SetMaxOpenConns(1)
-	if err := migrate(ctx, s.writes); err != nil {
-		return nil, err
-	}
 	if s.reads, err = sql.Open("sqlite", address(path, url.Values{"_pragma": {"query_only(1)"}})); err != nil {
 		return nil, err
 	}
@@ -104,7 +104,7 @@ func open(ctx context.Context, path string, opts Options) (_ *Store, err error) 
 // each other's way.
 func address(path string, extra url.Values) string {
 	query := url.Values{"_pragma": append([]string{
-		"busy_timeout(10000)", "journal_mode(WAL)", "synchronous(FULL)", "foreign_keys(1)", "cache_size(-16000)", "temp_store(MEMORY)",
+		"busy_timeout(10000)", "journal_mode(WAL)", "synchronous(FULL)", "cache_size(-16000)", "temp_store(MEMORY)",
 	}, extra["_pragma"]...)}
 	if lock := extra.Get("_txlock"); lock != "" {
 		query.Set("_txlock", lock)
@@ -118,7 +118,7 @@ func (s *Store) View(ctx context.Context, fn func(tx store.Tx) error) error {
 		return translate(err)
 	}
 	defer sqlTx.Rollback() // a read transaction has nothing to lose
-	tx := rows.NewView(ctx, &conn{tx: sqlTx}, dialect)
+	tx := rows.NewView(ctx, &conn{tx: sqlTx})
 	defer tx.End()
 	return fn(tx)
 }
@@ -131,7 +131,7 @@ func (s *Store) Update(ctx context.Context, fn func(tx store.Tx) error) error {
 func (s *Store) update(ctx context.Context, fn func(tx *rows.Tx, sqlTx *sql.Tx) error) error {
 	enqueued := false
 	err := s.writer.do(ctx, func(c *conn) error {
-		tx := rows.NewUpdate(ctx, c, dialect, &enqueuer{s.queue, c, &enqueued})
+		tx := rows.NewUpdate(ctx, c, &enqueuer{s.queue, c, &enqueued})
 		defer tx.End()
 		return fn(tx, c.tx)
 	})
