@@ -25,6 +25,19 @@ type Options struct {
 	Workers int
 	// OperationTimeout caps snapshot, rollback, fork, pause and resume. Default 15 minutes.
 	OperationTimeout time.Duration
+	// Controller is this center's id among those that share the store. Default: a fresh one.
+	Controller string
+	// Alone says that no other controller uses the store: whatever was at work before is dead.
+	Alone bool
+	// OnFenced is called when another controller has declared this one dead. Its center has stopped working then.
+	OnFenced func()
+	// Retention removes old snapshots by itself; zero: none. Quota bounds how much may be made; zero: unbounded.
+	Retention Retention
+	Quota     Quota
+	// VisitEvery is how often nodes are asked how they are. Default 10 seconds.
+	VisitEvery time.Duration
+	// NodeTimeout is how long a node may be silent before it counts as unreachable. Default 30 seconds.
+	NodeTimeout time.Duration
 	// Now is the clock. Default time.Now.
 	Now func() time.Time
 	// Hook is called at each step of each operation, named like "snapshot:frozen". Tests use it to end the process there.
@@ -33,26 +46,38 @@ type Options struct {
 
 // Center is the template center. Start it before use; its methods may then be called from many goroutines.
 type Center struct {
-	store store.Store
-	node  Node
-	log   *slog.Logger
-	opt   Options
+	store    store.Store
+	fleet    *fleet
+	replicas replicaCache
+	meters   meters
+	log      *slog.Logger
+	opt      Options
 
 	sandboxes keyedMutex // serialises what happens to one sandbox
 	forking   sync.Map   // ids of snapshots that a fork has made and not yet put to use
 	running   sync.Map   // ids of queued jobs that run right now
+	direct    sync.Map   // ids of jobs that run here with their caller waiting
 
 	unfinished unfinished
 	ending     chan struct{} // one for each sandbox that is being ended because its time is up
 	notBefore  sync.Map      // when to try again to end a sandbox, by id
+
+	planned struct { // what the last look at all templates was about
+		sync.Mutex
+		nodes string
+		at    time.Time
+		dirty bool
+	}
+
+	fencedOnce sync.Once
 
 	life  context.Context // ends with Stop
 	stop  context.CancelFunc
 	loops sync.WaitGroup
 }
 
-// New puts a center on a store and a node.
-func New(st store.Store, node Node, opt Options) *Center {
+// New puts a center on a store and the nodes that it can ask. More may Join later.
+func New(st store.Store, nodes []Node, opt Options) *Center {
 	if opt.Logger == nil {
 		opt.Logger = slog.Default()
 	}
@@ -62,31 +87,85 @@ func New(st store.Store, node Node, opt Options) *Center {
 	if opt.OperationTimeout == 0 {
 		opt.OperationTimeout = 15 * time.Minute
 	}
+	if opt.Controller == "" {
+		opt.Controller = NewControllerID()
+	}
+	if opt.VisitEvery == 0 {
+		opt.VisitEvery = 10 * time.Second
+	}
+	if opt.NodeTimeout == 0 {
+		opt.NodeTimeout = 30 * time.Second
+	}
 	if opt.Now == nil {
 		opt.Now = time.Now
 	}
 	if opt.Hook == nil {
 		opt.Hook = func(string) {}
 	}
-	c := &Center{store: st, node: node, log: opt.Logger, opt: opt, ending: make(chan struct{}, endings)}
+	c := &Center{store: st, fleet: newFleet(nodes), log: opt.Logger, opt: opt, ending: make(chan struct{}, endings)}
 	c.life, c.stop = context.WithCancel(context.Background())
 	return c
 }
 
-// Start settles what an earlier server left behind, then begins to take jobs and to end sandboxes whose time is up.
+// Start settles what dead controllers left behind, then begins to take jobs, to end sandboxes whose time is up and to keep
+// replicas where they are wanted.
 func (c *Center) Start(ctx context.Context) error {
-	c.node.OnExit(c.sandboxExited)
-	if err := c.recover(ctx); err != nil {
+	if err := c.enrol(ctx); err != nil {
 		return err
+	}
+	if err := c.readNodes(ctx); err != nil {
+		return err
+	}
+	if c.opt.Alone { // nothing that the rows say is under way is
+		if err := c.settleCreating(ctx); err != nil {
+			return err
+		}
+	}
+	for _, id := range c.fleet.ids() {
+		n, err := c.on(id)
+		if err != nil {
+			return err
+		}
+		n.OnExit(c.sandboxExited)
+		if err := c.visit(ctx, n); err != nil {
+			return err
+		}
+	}
+	if err := c.settleOrphans(ctx); err != nil {
+		return err
+	}
+	for _, id := range c.fleet.ids() {
+		if n, err := c.on(id); err == nil {
+			if err := c.forgetStrays(ctx, n); err != nil && spore.CodeOf(err) != spore.CodeUnreachable {
+				return err
+			}
+		}
 	}
 	if err := c.store.Work(c.life, c.opt.Workers, c.runJob); err != nil {
 		return err
 	}
-	c.every(time.Second, c.endExpired)
-	c.every(time.Second, c.dropEphemeral)
+	c.every(beatEvery, c.beat)
+	c.every(beatEvery, c.fenceSilent)
+	c.every(beatEvery, c.settleOrphans)
+	c.every(time.Second, c.lead(c.endExpired))
+	c.every(time.Second, c.lead(c.dropEphemeral))
 	c.every(time.Second, c.finishUp)
-	c.every(time.Hour, c.purge)
+	c.every(c.opt.VisitEvery, c.visitAll)
+	c.every(c.opt.VisitEvery, c.lead(c.keepReplicas))
+	c.every(time.Minute, c.lead(c.tidy))
+	c.every(time.Hour, c.lead(c.purge))
 	return nil
+}
+
+// tidy removes what is not wanted any more: strays, what retention policies no longer keep, artifacts that nothing uses.
+func (c *Center) tidy(ctx context.Context) error {
+	var errs []error
+	for _, id := range c.fleet.ids() {
+		if n, err := c.on(id); err == nil {
+			errs = append(errs, c.forgetStrays(ctx, n), c.verifyReplicas(ctx, n))
+		}
+	}
+	return errors.Join(append(errs, c.applyRetention(ctx), c.sweepArtifacts(ctx))...)
 }
 
 // Stop stops taking jobs and waits for those under way until ctx ends. Sandboxes go on running.
@@ -103,6 +182,7 @@ func (c *Center) Stop(ctx context.Context) error {
 	}
 }
 
+// every runs do again and again until the center stops.
 func (c *Center) every(period time.Duration, do func(context.Context) error) {
 	c.loops.Go(func() {
 		tick := time.NewTicker(period)
@@ -123,7 +203,7 @@ func (c *Center) every(period time.Duration, do func(context.Context) error) {
 // purge drops tombstones and remembered requests that nobody will ask for any more.
 func (c *Center) purge(ctx context.Context) error {
 	before := c.opt.Now().Add(-24 * time.Hour)
-	return c.store.Update(ctx, func(tx store.Tx) error {
+	return c.update(ctx, func(tx store.Tx) error {
 		if _, err := tx.PurgeSandboxes(before); err != nil {
 			return err
 		}
@@ -188,8 +268,15 @@ func (k *keyedMutex) lock(ctx context.Context, key string) (unlock func(), err e
 	case <-ctx.Done():
 		k.leave(key)
 		return nil, spore.Errorf(spore.CodeBusy, "another operation on %s is still under way", key).
-			WithCause(ctx.Err()).WithHint("try again when it has ended")
+			WithCause(ctx.Err()).WithHint("try again when it has ended").Because(spore.ReasonInProgress)
 	}
+}
+
+// busy says whether somebody holds the lock of a key.
+func (k *keyedMutex) busy(key string) bool {
+	k.mu.Lock()
+	defer k.mu.Unlock()
+	return len(k.locks[key]) > 0
 }
 
 // tryLock is lock for a caller who does not wait.

@@ -32,7 +32,7 @@ func (c *Center) endExpired(ctx context.Context) error {
 		default:
 			return nil
 		}
-		unlock, free := c.sandboxes.tryLock(s.ID)
+		unlock, free := c.tryLock(ctx, s.ID)
 		if !free {
 			<-c.ending
 			continue

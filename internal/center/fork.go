@@ -46,7 +46,16 @@ func (c *Center) Fork(ctx context.Context, key Idempotency, ref string, req Fork
 	}
 	c.begin(j, spore.PhaseSnapshotting)
 	forks := make([]*spore.Sandbox, req.Count)
-	err = c.store.Update(ctx, func(tx store.Tx) error {
+	ids := make([]string, req.Count)
+	for i := range ids {
+		ids[i] = spore.NewSandboxID()
+		unlock, err := c.sandboxes.lock(ctx, ids[i])
+		if err != nil {
+			return nil, err
+		}
+		defer unlock()
+	}
+	err = c.update(ctx, func(tx store.Tx) error {
 		// The same request may have come in twice at once, and what is forked may have been deleted since.
 		if earlier, err = replay(tx, key); err != nil || earlier != "" {
 			return err
@@ -54,10 +63,14 @@ func (c *Center) Fork(ctx context.Context, key Idempotency, ref string, req Fork
 		if from, err = tx.Template(from.ID); err != nil {
 			return err
 		}
-		ids := make([]string, req.Count)
+		placed := map[string]int{}
 		for i := range forks {
-			forks[i] = c.newSandbox(req.TTL, req.OnEnd, req.Env, req.Labels)
-			ids[i] = forks[i].ID
+			r, err := c.resolve(tx, CreateRequest{Template: from.ID, TTL: req.TTL, OnEnd: req.OnEnd, Env: req.Env, Labels: req.Labels})
+			if err != nil {
+				return err
+			}
+			forks[i] = c.newSandbox(ids[i], r.request)
+			forks[i].NodeID = c.spread(r, placed)
 			if err := c.reserve(tx, forks[i], from); err != nil {
 				return err
 			}
@@ -82,7 +95,7 @@ func (c *Center) Fork(ctx context.Context, key Idempotency, ref string, req Fork
 	var all sync.WaitGroup
 	for i, s := range forks {
 		all.Go(func() {
-			started, err := c.launch(ctx, s, req.TTL)
+			started, err := c.launch(ctx, s, s.EndsAt.Sub(s.CreatedAt))
 			results[i] = ForkResult{Sandbox: started}
 			if err != nil {
 				if spore.CodeOf(err) == spore.CodeInternal {
@@ -96,6 +109,18 @@ func (c *Center) Fork(ctx context.Context, key Idempotency, ref string, req Fork
 	c.opt.Hook("fork:started")
 	c.finishFork(ctx, j.ID, results)
 	return results, nil
+}
+
+// spread is where the next of many sandboxes goes: the nodes that fit take turns by how much memory they have left.
+func (c *Center) spread(r *resolution, placed map[string]int) string {
+	best, room := r.nodeID, 0
+	for _, s := range r.spots {
+		if left := s.freeMiB - placed[s.nodeID]; s.whyNot == "" && (room == 0 || left > room) {
+			best, room = s.nodeID, left
+		}
+	}
+	placed[best] += r.template.Resources.MemoryMiB
+	return best
 }
 
 // forkRecord is the result of a FORK job.
@@ -116,7 +141,7 @@ func (c *Center) forkSource(ctx context.Context, ref string) (*spore.Template, e
 		}
 		return nil, err
 	}
-	unlock, err := c.sandboxes.lock(ctx, s.ID)
+	unlock, err := c.lock(ctx, s.ID)
 	if err != nil {
 		return nil, err
 	}
@@ -142,7 +167,7 @@ func (c *Center) finishFork(ctx context.Context, jobID string, results []ForkRes
 // endFork writes the end of a fork. The request is remembered if it made anything: a retry is then told of it.
 func (c *Center) endFork(ctx context.Context, jobID string, failure error, remember bool) {
 	c.insist(ctx, "record the end of "+jobID, func(ctx context.Context) error {
-		return c.store.Update(ctx, func(tx store.Tx) error {
+		return c.update(ctx, func(tx store.Tx) error {
 			j, err := tx.Job(jobID)
 			if err != nil || !j.Status.Active() {
 				return err
@@ -156,8 +181,8 @@ func (c *Center) endFork(ctx context.Context, jobID string, failure error, remem
 	})
 }
 
-// recoverFork ends the fork of a server that died: the forks that had started by then are all there will be.
-func (c *Center) recoverFork(ctx context.Context, j *spore.Job) error {
+// settleFork ends the fork of a server that died: the forks that had started by then are all there will be.
+func (c *Center) settleFork(ctx context.Context, j *spore.Job) error {
 	var record forkRecord
 	if err := json.Unmarshal(j.Result, &record); err != nil {
 		return err
@@ -253,7 +278,7 @@ func (c *Center) unused(tx store.Tx, t *spore.Template) (bool, error) {
 	if _, busy := c.forking.Load(t.ID); busy {
 		return false, nil
 	}
-	refs, err := tx.Refs(t.ID, "", spore.RefReserved, spore.RefActive)
+	refs, err := tx.Refs(store.RefFilter{TemplateID: t.ID, Statuses: held, Limit: 1})
 	if err != nil || len(refs) > 0 {
 		return false, err
 	}
@@ -271,7 +296,7 @@ func (c *Center) dropIdle(ctx context.Context) {
 // dropOne deletes one such snapshot, if it is still unused.
 func (c *Center) dropOne(ctx context.Context, id string) error {
 	dropping := false
-	err := c.store.Update(ctx, func(tx store.Tx) error {
+	err := c.update(ctx, func(tx store.Tx) error {
 		dropping = false
 		t, err := tx.Template(id)
 		if err != nil || t.Status == spore.TemplateDeleted {
@@ -281,23 +306,16 @@ func (c *Center) dropOne(ctx context.Context, id string) error {
 			return err
 		}
 		t.Status, t.UpdatedAt = spore.TemplateDeleting, c.opt.Now()
-		return tx.UpdateTemplate(t)
+		if err := tx.UpdateTemplate(t); err != nil {
+			return err
+		}
+		return c.cleaning(tx, t.ID)
 	})
 	if err != nil || !dropping {
 		return err
 	}
-	if err := c.node.Forget(ctx, id); err != nil && !isNotFound(err) {
+	if err := c.clean(ctx, id); err != nil {
 		return err
 	}
-	return c.store.Update(ctx, func(tx store.Tx) error {
-		t, err := tx.Template(id)
-		if err != nil {
-			return err
-		}
-		t.Status, t.UpdatedAt = spore.TemplateDeleted, c.opt.Now()
-		if err := tx.UpdateTemplate(t); err != nil {
-			return err
-		}
-		return tx.DeleteReplica(id, c.node.ID())
-	})
+	return c.bury(ctx, id, nil)
 }

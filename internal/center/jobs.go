@@ -19,7 +19,7 @@ func (c *Center) newJob(op spore.Operation, kind spore.TemplateKind, resourceID,
 	}
 	return &spore.Job{
 		ID: spore.NewJobID(), Operation: op, ResourceType: kind, ResourceID: resourceID, SandboxID: sandboxID,
-		Status: spore.JobPending, AttemptNo: 1, Request: raw, CreatedAt: c.opt.Now(),
+		Status: spore.JobPending, AttemptNo: 1, Owner: c.opt.Controller, Request: raw, CreatedAt: c.opt.Now(),
 	}, nil
 }
 
@@ -48,7 +48,7 @@ func jobError(err error) *spore.JobError {
 // note adds one line to a job's log. A log line is never worth failing the job for.
 func (c *Center) note(ctx context.Context, jobID, level, format string, args ...any) {
 	line := spore.LogLine{Time: c.opt.Now(), Level: level, Message: fmt.Sprintf(format, args...)}
-	err := c.store.Update(context.WithoutCancel(ctx), func(tx store.Tx) error { return tx.AppendJobLog(jobID, line) })
+	err := c.update(context.WithoutCancel(ctx), func(tx store.Tx) error { return tx.AppendJobLog(jobID, line) })
 	if err != nil {
 		c.log.Error("job log", "job", jobID, "err", err)
 	}
@@ -56,7 +56,7 @@ func (c *Center) note(ctx context.Context, jobID, level, format string, args ...
 
 // progress moves a job's phase and percentage, and its pull counters when pull is not nil.
 func (c *Center) progress(ctx context.Context, jobID string, phase spore.JobPhase, percent int, pull *spore.PullProgress) error {
-	return c.store.Update(ctx, func(tx store.Tx) error {
+	return c.update(ctx, func(tx store.Tx) error {
 		j, err := tx.Job(jobID)
 		if err != nil {
 			return err
@@ -100,7 +100,7 @@ func (c *Center) endCancelled(ctx context.Context, jobID string) error {
 	if err != nil || !j.Status.Active() || !j.CancelAsked {
 		return err
 	}
-	err = c.store.Update(ctx, func(tx store.Tx) error {
+	err = c.update(ctx, func(tx store.Tx) error {
 		if j, err = tx.Job(jobID); err != nil || !j.Status.Active() {
 			return err
 		}
@@ -119,7 +119,7 @@ func (c *Center) endCancelled(ctx context.Context, jobID string) error {
 // unmake forgets what a job that failed may have frozen already.
 func (c *Center) unmake(ctx context.Context, j *spore.Job) {
 	if makes(j.Operation) && (j.Status == spore.JobFailed || j.Status == spore.JobCancelled) {
-		c.forget(ctx, j.ResourceID)
+		c.forget(ctx, j.NodeID, j.ResourceID)
 	}
 }
 
@@ -130,11 +130,11 @@ func makes(op spore.Operation) bool {
 
 func (c *Center) runAttempt(ctx context.Context, jobID string, attempt int, last bool) error {
 	var j *spore.Job
-	err := c.store.Update(ctx, func(tx store.Tx) (err error) {
+	err := c.update(ctx, func(tx store.Tx) (err error) {
 		if j, err = tx.Job(jobID); err != nil || !j.Status.Active() {
 			return err
 		}
-		j.AttemptNo = attempt
+		j.AttemptNo, j.Owner = attempt, c.opt.Controller
 		if j.Status == spore.JobPending {
 			c.begin(j, j.Phase)
 		}
@@ -157,6 +157,10 @@ func (c *Center) runAttempt(ctx context.Context, jobID string, attempt int, last
 		err = c.runCommit(ctx, j)
 	case spore.OpFlatten:
 		err = c.runFlatten(ctx, j)
+	case spore.OpRedo:
+		err = c.runRedo(ctx, j)
+	case spore.OpReplicate:
+		err = c.runReplicate(ctx, j)
 	default:
 		err = spore.Errorf(spore.CodeInternal, "job %s: operation %s cannot be queued", j.ID, j.Operation)
 	}
@@ -193,7 +197,7 @@ func (c *Center) jobFailed(ctx, run context.Context, jobID string, failure error
 // endAttempt ends a job, or says that it is to be tried again.
 func (c *Center) endAttempt(ctx context.Context, jobID string, failure error, stopped, last bool) (again bool, err error) {
 	var ended *spore.Job
-	err = c.store.Update(ctx, func(tx store.Tx) error {
+	err = c.update(ctx, func(tx store.Tx) error {
 		again, ended = false, nil
 		j, err := tx.Job(jobID)
 		if err != nil || !j.Status.Active() {
@@ -233,7 +237,10 @@ func (c *Center) failTemplate(tx store.Tx, j *spore.Job) error {
 		return err
 	}
 	t.Status, t.LastError, t.UpdatedAt = spore.TemplateFailed, j.Error.Message, c.opt.Now()
-	return tx.UpdateTemplate(t)
+	if err := tx.UpdateTemplate(t); err != nil {
+		return err
+	}
+	return c.cleaning(tx, t.ID)
 }
 
 // worthRetrying says whether time alone may cure an error.
@@ -257,7 +264,7 @@ func (c *Center) Jobs(ctx context.Context, q JobQuery) (jobs []*spore.Job, next 
 		var page store.Page
 		jobs, page, err = tx.Jobs(store.JobFilter{
 			Paging: store.Paging{Limit: q.Limit, After: q.PageToken}, Statuses: q.Statuses, Operation: q.Operation,
-			ResourceID: q.Resource, SandboxID: q.Sandbox,
+			ResourceID: q.Resource, SandboxID: q.Sandbox, NodeID: q.Node, Owner: q.Owner,
 		})
 		next = page.Next
 		return err
@@ -281,7 +288,7 @@ func (c *Center) JobLog(ctx context.Context, id string, after int64, limit int) 
 // waiting cannot be cancelled, since it is over in a moment.
 func (c *Center) CancelJob(ctx context.Context, id string) (*spore.Job, error) {
 	var j *spore.Job
-	err := c.store.Update(ctx, func(tx store.Tx) (err error) {
+	err := c.update(ctx, func(tx store.Tx) (err error) {
 		if j, err = tx.Job(id); err != nil || !j.Status.Active() {
 			return err
 		}
@@ -319,7 +326,11 @@ func (c *Center) CancelJob(ctx context.Context, id string) (*spore.Job, error) {
 }
 
 func queued(op spore.Operation) bool {
-	return op == spore.OpCreate || op == spore.OpCommit || op == spore.OpFlatten
+	switch op {
+	case spore.OpCreate, spore.OpCommit, spore.OpFlatten, spore.OpRedo, spore.OpReplicate:
+		return true
+	}
+	return false
 }
 
 // WatchJob calls fn with the job and its new log lines, at once and after every change, until the job has ended.

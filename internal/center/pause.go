@@ -15,7 +15,7 @@ import (
 func (c *Center) PauseSandbox(ctx context.Context, id string) (*spore.Sandbox, error) {
 	ctx, cancel := context.WithTimeout(ctx, c.opt.OperationTimeout)
 	defer cancel()
-	unlock, err := c.sandboxes.lock(ctx, id)
+	unlock, err := c.lock(ctx, id)
 	if err != nil {
 		return nil, err
 	}
@@ -33,34 +33,44 @@ func (c *Center) pause(ctx context.Context, id string) (*spore.Sandbox, error) {
 		return nil, err
 	}
 	generation := s.Generation
-	frozenID := "pause-" + s.ID + "-" + strconv.Itoa(s.Generation)
-	if _, err := c.node.Suspend(ctx, s, frozenID, s.TemplateID); err != nil {
+	frozenID := pausePrefix + s.ID + "-" + strconv.Itoa(s.Generation)
+	n, err := c.on(s.NodeID)
+	if err != nil {
+		return nil, err
+	}
+	if _, err := n.Suspend(ctx, s, frozenID, s.TemplateID); err != nil {
 		return nil, err
 	}
 	c.opt.Hook("pause:frozen")
-	err = c.store.Update(ctx, func(tx store.Tx) error {
-		if s, err = liveSandbox(tx, id); err != nil {
+	err = c.update(ctx, func(tx store.Tx) error {
+		now, err := liveSandbox(tx, id)
+		if err != nil {
 			return err
 		}
+		s = now
 		s.State, s.FrozenID, s.UpdatedAt = spore.SandboxPaused, frozenID, c.opt.Now()
 		return tx.UpdateSandbox(s)
 	})
 	if err != nil {
 		back := context.WithoutCancel(ctx)
-		if wake := c.node.Wake(back, id, generation); wake != nil {
+		if wake := n.Wake(back, id, generation); wake != nil {
 			c.log.Error("waking a sandbox whose pause could not be recorded", "sandbox", id, "err", wake)
 		}
-		c.forget(back, frozenID)
+		c.forget(back, s.NodeID, frozenID)
 		return nil, err
 	}
 	c.opt.Hook("pause:recorded")
-	c.settle(ctx, id, 0)
+	c.settle(ctx, s.NodeID, id, 0)
 	return s, nil
 }
 
 // settle ends the generations of a sandbox that the rows no longer speak of. The node goes on with one that does not end.
-func (c *Center) settle(ctx context.Context, id string, keep int) {
-	if err := c.node.Settle(context.WithoutCancel(ctx), id, keep); err != nil {
+func (c *Center) settle(ctx context.Context, nodeID, id string, keep int) {
+	n, err := c.on(nodeID)
+	if err == nil {
+		err = n.Settle(context.WithoutCancel(ctx), id, keep)
+	}
+	if err != nil { // the node's next report shows what is left
 		c.log.Error("ending the VMs that a sandbox has left", "sandbox", id, "err", err)
 	}
 }
@@ -75,7 +85,7 @@ func (c *Center) ResumeSandbox(ctx context.Context, id string, ttl *time.Duratio
 	}
 	ctx, cancel := context.WithTimeout(ctx, c.opt.OperationTimeout)
 	defer cancel()
-	unlock, err := c.sandboxes.lock(ctx, id)
+	unlock, err := c.lock(ctx, id)
 	if err != nil {
 		return nil, err
 	}
@@ -87,14 +97,18 @@ func (c *Center) ResumeSandbox(ctx context.Context, id string, ttl *time.Duratio
 	if s.State != spore.SandboxPaused {
 		return nil, spore.Errorf(spore.CodeConflict, "sandbox %s is %s, not paused", id, s.State)
 	}
-	next := *s
-	next.Generation++
-	err = c.store.Update(ctx, func(tx store.Tx) error { return tx.PutRef(c.newRef(&next)) })
+	n, err := c.on(s.NodeID)
 	if err != nil {
 		return nil, err
 	}
-	if err := c.node.Start(ctx, &next, s.FrozenID); err != nil {
-		return nil, c.dropGeneration(ctx, s, next.Generation, err)
+	next := *s
+	next.Generation++
+	err = c.update(ctx, func(tx store.Tx) error { return tx.PutRef(c.newRef(&next)) })
+	if err != nil {
+		return nil, err
+	}
+	if err := n.Start(ctx, &next, s.FrozenID); err != nil {
+		return nil, c.dropGeneration(ctx, s, &next, err)
 	}
 	c.opt.Hook("resume:started")
 	next.State, next.FrozenID = spore.SandboxRunning, ""
@@ -108,17 +122,17 @@ func (c *Center) ResumeSandbox(ctx context.Context, id string, ttl *time.Duratio
 		return nil
 	})
 	if err != nil {
-		return nil, c.dropGeneration(ctx, s, next.Generation, err)
+		return nil, c.dropGeneration(ctx, s, &next, err)
 	}
 	c.opt.Hook("resume:recorded")
-	c.forget(ctx, s.FrozenID)
+	c.forget(ctx, s.NodeID, s.FrozenID)
 	return &next, nil
 }
 
 // switchTo writes that a sandbox is now its next generation, and moves its refs in the same transaction. also may change
 // next once more; by then next has the end that the sandbox may have been given while its VM was made.
 func (c *Center) switchTo(ctx context.Context, next *spore.Sandbox, also func(tx store.Tx) error) error {
-	return c.store.Update(ctx, func(tx store.Tx) error {
+	return c.update(ctx, func(tx store.Tx) error {
 		s, err := liveSandbox(tx, next.ID)
 		if err != nil {
 			return err
@@ -135,11 +149,16 @@ func (c *Center) switchTo(ctx context.Context, next *spore.Sandbox, also func(tx
 }
 
 // dropGeneration undoes a generation that did not come to pass: the sandbox stays what it was. It answers cause.
-func (c *Center) dropGeneration(ctx context.Context, s *spore.Sandbox, generation int, cause error) error {
-	c.settle(ctx, s.ID, s.Generation)
+func (c *Center) dropGeneration(ctx context.Context, s, next *spore.Sandbox, cause error) error {
+	keep := 0
+	if next.NodeID == s.NodeID {
+		keep = s.Generation
+	}
+	c.settle(ctx, next.NodeID, s.ID, keep)
+	generation := next.Generation
 	c.insist(ctx, fmt.Sprintf("release generation %d of %s", generation, s.ID), func(ctx context.Context) error {
-		return c.store.Update(ctx, func(tx store.Tx) error {
-			refs, err := tx.Refs("", s.ID, spore.RefReserved)
+		return c.update(ctx, func(tx store.Tx) error {
+			refs, err := tx.Refs(store.RefFilter{SandboxID: s.ID, Statuses: []spore.RuntimeRefStatus{spore.RefReserved}})
 			for _, r := range refs {
 				if r.SandboxGen == generation {
 					r.Status, r.Reason, r.ReleasedAt = spore.RefReleased, "did not start", c.opt.Now()

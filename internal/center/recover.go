@@ -3,6 +3,7 @@ package center
 import (
 	"context"
 	"encoding/json"
+	"strings"
 
 	"github.com/sporevm/spore"
 	"github.com/sporevm/spore/internal/store"
@@ -11,127 +12,155 @@ import (
 // errServerDied is the reason of what a dead server left half done.
 var errServerDied = spore.Errorf(spore.CodeUnreachable, "the server ended before this was done").WithHint("ask again")
 
-// recover settles what an earlier server left: sandboxes that were being made, VMs that still run, jobs whose caller
-// was waiting. Queued jobs need nothing: the queue runs them again.
-func (c *Center) recover(ctx context.Context) error {
-	if err := c.recoverSandboxes(ctx); err != nil {
+// settleOrphans settles what dead controllers were at: sandboxes that were being made, jobs whose caller was waiting, refs
+// that were reserved. Queued jobs need nothing: the queue runs them again.
+func (c *Center) settleOrphans(ctx context.Context) error {
+	if err := c.settleCreating(ctx); err != nil {
 		return err
 	}
-	if err := c.recoverJobs(ctx); err != nil {
+	if err := c.settleJobs(ctx); err != nil {
 		return err
 	}
-	return c.forgetStrays(ctx)
+	return c.settleReserved(ctx)
 }
 
-func (c *Center) recoverSandboxes(ctx context.Context) error {
-	creating, err := c.allSandboxes(ctx, spore.SandboxCreating)
+func (c *Center) settleCreating(ctx context.Context) error {
+	creating, err := c.allSandboxes(ctx, store.SandboxFilter{States: []spore.SandboxState{spore.SandboxCreating}})
 	if err != nil {
 		return err
 	}
 	for _, s := range creating {
-		_ = c.giveUp(ctx, s.ID, errServerDied) // which it answers
-	}
-	running, err := c.allSandboxes(ctx, spore.SandboxRunning)
-	if err != nil {
-		return err
-	}
-	failed, err := c.node.Recover(ctx, running)
-	if err != nil {
-		return err
-	}
-	for _, s := range running {
-		if err := failed[s.ID]; err != nil {
-			c.sandboxExited(s.ID, s.Generation, spore.AsError(err).Message)
+		unlock, free := c.tryLock(ctx, s.ID)
+		if !free {
+			continue
 		}
-	}
-	held, err := c.allSandboxes(ctx, spore.SandboxRunning, spore.SandboxPaused, spore.SandboxFailed)
-	if err != nil {
-		return err
-	}
-	return c.store.Update(ctx, func(tx store.Tx) error {
-		for _, s := range held {
-			if err := c.moveRefs(tx, s.ID, s.Generation, "the server ended before this was done"); err != nil {
-				return err
-			}
+		if now, err := c.Sandbox(ctx, s.ID); err == nil && now.State == spore.SandboxCreating {
+			_ = c.giveUp(ctx, now, errServerDied) // which it answers
 		}
-		return nil
-	})
-}
-
-func (c *Center) allSandboxes(ctx context.Context, states ...spore.SandboxState) (all []*spore.Sandbox, err error) {
-	f := store.SandboxFilter{Paging: store.Paging{Limit: 1000}, States: states}
-	err = c.store.View(ctx, func(tx store.Tx) error {
-		for {
-			list, page, err := tx.Sandboxes(f)
-			if err != nil {
-				return err
-			}
-			all = append(all, list...)
-			if page.Next == "" {
-				return nil
-			}
-			f.After = page.Next
-		}
-	})
-	return all, err
-}
-
-// recoverJobs settles the jobs whose caller was waiting, by what is there: a capture that is on disk was done, a
-// generation that the row names was switched to, a delete is carried on.
-func (c *Center) recoverJobs(ctx context.Context) error {
-	var active []*spore.Job
-	err := c.store.View(ctx, func(tx store.Tx) error {
-		f := store.JobFilter{Paging: store.Paging{Limit: 1000}, Statuses: []spore.JobStatus{spore.JobPending, spore.JobRunning}}
-		for {
-			list, page, err := tx.Jobs(f)
-			if err != nil {
-				return err
-			}
-			active = append(active, list...)
-			if page.Next == "" {
-				return nil
-			}
-			f.After = page.Next
-		}
-	})
-	if err != nil {
-		return err
-	}
-	for _, j := range active { // what is wrong with one must not keep the server from starting
-		c.insist(ctx, "settle job "+j.ID, func(ctx context.Context) error { return c.recoverJob(ctx, j) })
+		unlock()
 	}
 	return nil
 }
 
-func (c *Center) recoverJob(ctx context.Context, j *spore.Job) error {
+func (c *Center) settleReserved(ctx context.Context) error {
+	var refs []*spore.RuntimeRef
+	err := c.store.View(ctx, func(tx store.Tx) (err error) {
+		refs, err = tx.Refs(store.RefFilter{Statuses: []spore.RuntimeRefStatus{spore.RefReserved}})
+		return err
+	})
+	if err != nil {
+		return err
+	}
+	for _, r := range refs {
+		if err := c.settleRefs(ctx, r.SandboxID); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+func (c *Center) allSandboxes(ctx context.Context, f store.SandboxFilter) (all []*spore.Sandbox, err error) {
+	f.Limit = 1000
+	err = c.store.View(ctx, func(tx store.Tx) error {
+		all, err = allPages(f.Paging, func(p store.Paging) ([]*spore.Sandbox, store.Page, error) {
+			f.Paging = p
+			return tx.Sandboxes(f)
+		})
+		return err
+	})
+	return all, err
+}
+
+// allPages reads a list to its end, page by page.
+func allPages[T any](p store.Paging, read func(store.Paging) ([]T, store.Page, error)) (all []T, err error) {
+	p.Limit = 1000
+	for {
+		list, page, err := read(p)
+		if err != nil {
+			return nil, err
+		}
+		all = append(all, list...)
+		if page.Next == "" {
+			return all, nil
+		}
+		p.After = page.Next
+	}
+}
+
+// settleJobs settles the jobs whose caller was waiting on a controller that is dead, by what is there: a capture that is on
+// disk was done, a generation that the row names was switched to, a delete is carried on.
+func (c *Center) settleJobs(ctx context.Context) error {
+	var orphans []*spore.Job
+	err := c.store.View(ctx, func(tx store.Tx) error {
+		f := store.JobFilter{Statuses: []spore.JobStatus{spore.JobPending, spore.JobRunning}}
+		active, err := allPages(f.Paging, func(p store.Paging) ([]*spore.Job, store.Page, error) {
+			f.Paging = p
+			return tx.Jobs(f)
+		})
+		if err != nil {
+			return err
+		}
+		orphans = orphans[:0]
+		for _, j := range active {
+			if queued(j.Operation) || j.Owner != c.opt.Controller && fenced(tx.Guard(j.Owner)) || j.Owner == "" {
+				orphans = append(orphans, j)
+			}
+		}
+		return nil
+	})
+	if err != nil {
+		return err
+	}
+	for _, j := range orphans { // what is wrong with one must not keep the server from starting
+		c.insist(ctx, "settle job "+j.ID, func(ctx context.Context) error { return c.settleJob(ctx, j) })
+	}
+	return nil
+}
+
+func (c *Center) settleJob(ctx context.Context, j *spore.Job) error {
 	switch j.Operation {
 	case spore.OpSnapshotCreate:
-		f, err := c.node.Frozen(ctx, j.ResourceID)
+		f, err := c.frozenAt(ctx, j.NodeID, j.ResourceID)
 		if err == nil {
 			_, err = c.registerSnapshot(ctx, j.ID, j.ResourceID, f)
 			return err
 		}
+		if spore.CodeOf(err) == spore.CodeUnreachable {
+			return err // it is known once the node answers, or is forgotten
+		}
 		_ = c.failDirect(ctx, j.ID, errServerDied) // which it answers
 	case spore.OpSnapshotRollback:
-		return c.recoverRollback(ctx, j)
+		return c.settleRollback(ctx, j)
 	case spore.OpDelete, spore.OpSnapshotDelete:
 		c.finishDelete(ctx, j.ID)
 	case spore.OpFork:
-		return c.recoverFork(ctx, j)
+		return c.settleFork(ctx, j)
 	default:
 		return c.endCancelled(ctx, j.ID)
 	}
 	return nil
 }
 
-func (c *Center) recoverRollback(ctx context.Context, j *spore.Job) error {
+// frozenAt answers the facts of a frozen state on a node; spore.CodeNotFound also when the node is known to be gone for good.
+func (c *Center) frozenAt(ctx context.Context, nodeID, frozenID string) (*spore.Frozen, error) {
+	if n := c.fleet.facts(nodeID); n == nil || n.State == spore.NodeForgotten {
+		return nil, spore.Errorf(spore.CodeNotFound, "node %s is gone", nodeID)
+	}
+	n, err := c.on(nodeID)
+	if err != nil {
+		return nil, err
+	}
+	return n.Frozen(ctx, frozenID)
+}
+
+func (c *Center) settleRollback(ctx context.Context, j *spore.Job) error {
 	var req struct{ Generation int }
 	if err := json.Unmarshal(j.Request, &req); err != nil {
 		return err
 	}
-	return c.store.Update(ctx, func(tx store.Tx) error {
+	return c.update(ctx, func(tx store.Tx) error {
 		now, err := tx.Job(j.ID)
-		if err != nil {
+		if err != nil || !now.Status.Active() {
 			return err
 		}
 		outcome := error(errServerDied)
@@ -150,32 +179,89 @@ func (c *Center) recoverRollback(ctx context.Context, j *spore.Job) error {
 
 // forgetStrays removes frozen states that no row speaks of, such as the capture of a pause that was not recorded, or
 // whose row says that they are not to be.
-func (c *Center) forgetStrays(ctx context.Context) error {
-	ids, err := c.node.FrozenIDs(ctx)
+func (c *Center) forgetStrays(ctx context.Context, n Node) error {
+	ids, err := n.FrozenIDs(ctx)
 	if err != nil {
 		return err
-	}
-	paused, err := c.allSandboxes(ctx, spore.SandboxPaused)
-	if err != nil {
-		return err
-	}
-	wanted := map[string]bool{}
-	for _, s := range paused {
-		wanted[s.FrozenID] = true
 	}
 	for _, id := range ids {
-		if wanted[id] {
-			continue
-		}
-		t, err := c.templateByID(ctx, id)
-		if err != nil && !isNotFound(err) {
+		stray, err := c.stray(ctx, n.ID(), id)
+		if err != nil {
 			return err
 		}
-		if err == nil && t.Status != spore.TemplateDeleting && t.Status != spore.TemplateDeleted && t.Status != spore.TemplateFailed {
-			continue
+		if stray {
+			c.log.Info("forgetting a frozen state that nothing names", "node", n.ID(), "id", id)
+			c.forget(ctx, n.ID(), id)
 		}
-		c.log.Info("forgetting a frozen state that nothing names", "id", id)
-		c.forget(ctx, id)
 	}
 	return nil
+}
+
+// stray says whether nothing speaks of a frozen state, nor is about to.
+func (c *Center) stray(ctx context.Context, nodeID, id string) (stray bool, err error) {
+	err = c.store.View(ctx, func(tx store.Tx) error {
+		stray, err = c.strayIn(tx, nodeID, id)
+		return err
+	})
+	return stray, err
+}
+
+func (c *Center) strayIn(tx store.Tx, nodeID, id string) (bool, error) {
+	if sandbox, ok := pausedBy(id); ok {
+		if busy, err := c.atWork(tx, sandbox); err != nil || busy {
+			return false, err
+		}
+		s, err := tx.Sandbox(sandbox)
+		if isNotFound(err) {
+			return true, nil
+		}
+		return err == nil && (s.State != spore.SandboxPaused || s.FrozenID != id || s.NodeID != nodeID), err
+	}
+	if _, job, ok := strings.Cut(id, draftMark); ok {
+		j, err := tx.Job(job)
+		if isNotFound(err) {
+			return true, nil
+		}
+		return err == nil && !j.Status.Active(), err
+	}
+	t, err := tx.Template(id)
+	if isNotFound(err) {
+		return true, nil
+	}
+	if err != nil {
+		return false, err
+	}
+	switch t.Status {
+	case spore.TemplateDeleting, spore.TemplateDeleted:
+		return true, nil
+	case spore.TemplatePending, spore.TemplateCreating:
+		return false, nil
+	}
+	_, err = tx.Replica(id, nodeID)
+	return isNotFound(err), ignoreNotFound(err)
+}
+
+// draftMark stands in the id of a frozen state that a job makes, between the id that it is to have and the job's.
+const draftMark = "+"
+
+// draftID is the id under which a job makes a frozen state that is to replace one.
+func draftID(id, jobID string) string { return id + draftMark + jobID }
+
+const pausePrefix = "pause-"
+
+// pausedBy answers the sandbox that a frozen state is the pause of.
+func pausedBy(frozenID string) (sandbox string, ok bool) {
+	rest, ok := strings.CutPrefix(frozenID, pausePrefix)
+	if !ok {
+		return "", false
+	}
+	sandbox, _, ok = strings.Cut(rest, "-")
+	return sandbox, ok
+}
+
+func ignoreNotFound(err error) error {
+	if isNotFound(err) {
+		return nil
+	}
+	return err
 }

@@ -178,8 +178,16 @@ type StageTime struct {
 	Took  time.Duration
 }
 
+// The stages of resolving a create.
+const (
+	stageRequest  = "request"  // which template, and what the sandbox is to be
+	stageLocality = "locality" // which nodes have it
+	stageKind     = "kind"     // what follows from its being a template or a snapshot
+	stageBind     = "bind"     // one node is chosen
+)
+
 // ResolveStages are the stages of resolving a create, in order.
-var ResolveStages = []string{"request", "locality", "kind", "bind"}
+var ResolveStages = []string{stageRequest, stageLocality, stageKind, stageBind}
 
 // ResolveTotal is the name under which the whole of resolving a create is measured.
 const ResolveTotal = "total"

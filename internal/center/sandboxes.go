@@ -16,28 +16,30 @@ const maxTTL = 10 * 365 * 24 * time.Hour
 
 // CreateSandbox thaws a sandbox from a template or snapshot and answers when its agent does.
 func (c *Center) CreateSandbox(ctx context.Context, key Idempotency, req CreateRequest) (*spore.Sandbox, error) {
-	if req.Template == "" {
-		return nil, spore.Invalidf("template", "no template given").WithHint("see which there are: spore template ls")
-	}
-	if err := checkLife(req.TTL, req.OnEnd, req.Env); err != nil {
-		return nil, err
-	}
-	if err := checkLabels(req.Labels); err != nil {
+	if err := checkCreate(req); err != nil {
 		return nil, err
 	}
 	ctx, cancel := context.WithTimeout(ctx, c.opt.OperationTimeout)
 	defer cancel()
-	s := c.newSandbox(req.TTL, req.OnEnd, req.Env, req.Labels)
+	id := spore.NewSandboxID()
+	unlock, err := c.sandboxes.lock(ctx, id)
+	if err != nil {
+		return nil, err
+	}
+	defer unlock()
+	var s *spore.Sandbox
+	var r *resolution
 	replayed := ""
-	err := c.store.Update(ctx, func(tx store.Tx) (err error) {
+	err = c.update(ctx, func(tx store.Tx) (err error) {
 		if replayed, err = replay(tx, key); err != nil || replayed != "" {
 			return err
 		}
-		t, err := tx.FindTemplate(req.Template)
-		if err != nil {
+		if r, err = c.resolve(tx, req); err != nil {
 			return err
 		}
-		if err := c.reserve(tx, s, t); err != nil {
+		s = c.newSandbox(id, r.request)
+		s.NodeID = r.nodeID
+		if err := c.reserve(tx, s, r.template); err != nil {
 			return err
 		}
 		return c.remember(tx, key, s.ID)
@@ -48,7 +50,18 @@ func (c *Center) CreateSandbox(ctx context.Context, key Idempotency, req CreateR
 	if replayed != "" {
 		return c.settled(ctx, replayed)
 	}
-	return c.launch(ctx, s, req.TTL)
+	c.meters.resolved(r.stages)
+	return c.launch(ctx, s, r.request.TTL)
+}
+
+func checkCreate(req CreateRequest) error {
+	if req.Template == "" {
+		return spore.Invalidf("template", "no template given").WithHint("see which there are: spore template ls").Because(spore.ReasonTemplateIDRequired)
+	}
+	if err := checkLife(req.TTL, req.OnEnd, req.Env); err != nil {
+		return err
+	}
+	return checkLabels(req.Labels)
 }
 
 const (
@@ -87,60 +100,83 @@ func checkLife(ttl time.Duration, onEnd spore.EndAction, env map[string]string) 
 	return checkEnv("env", list)
 }
 
-func (c *Center) newSandbox(ttl time.Duration, onEnd spore.EndAction, env, labels map[string]string) *spore.Sandbox {
-	if onEnd == "" {
-		onEnd = spore.EndKill
-	}
+func (c *Center) newSandbox(id string, req CreateRequest) *spore.Sandbox {
 	now := c.opt.Now()
 	s := &spore.Sandbox{
-		ID: spore.NewSandboxID(), State: spore.SandboxCreating, NodeID: c.node.ID(), Generation: 1,
-		Env: env, Labels: labels, OnEnd: onEnd, CreatedAt: now, UpdatedAt: now,
+		ID: id, State: spore.SandboxCreating, Generation: 1,
+		Env: req.Env, Labels: req.Labels, OnEnd: req.OnEnd, CreatedAt: now, UpdatedAt: now,
 	}
-	if ttl > 0 {
-		s.EndsAt = now.Add(ttl)
+	if s.OnEnd == "" {
+		s.OnEnd = spore.EndKill
+	}
+	if req.TTL > 0 {
+		s.EndsAt = now.Add(req.TTL)
 	}
 	return s
 }
 
-// reserve inserts a sandbox that is to stand on t, with its ref, so that t is held before anything is thawed.
+// reserve inserts a sandbox that is to stand on t, with its ref, so that t is held before anything is thawed. The caller holds
+// the sandbox's lock in this controller; here it gets it among all.
 func (c *Center) reserve(tx store.Tx, s *spore.Sandbox, t *spore.Template) error {
-	if err := t.Startable(); err != nil {
+	n, err := c.on(s.NodeID)
+	if err != nil {
 		return err
 	}
-	if err := c.node.Admit(t.Resources); err != nil {
+	if err := n.Admit(t.Resources); err != nil {
 		return err
 	}
 	s.TemplateID, s.Resources = t.ID, t.Resources
 	if err := tx.InsertSandbox(s); err != nil {
 		return err
 	}
-	return tx.PutRef(c.newRef(s))
+	if err := tx.PutRef(c.newRef(s)); err != nil || c.opt.Alone {
+		return err
+	}
+	now := c.opt.Now()
+	l := c.creationLease(s.ID)
+	l.Until = now.Add(leaseFor)
+	_, err = tx.TakeLease(l, now)
+	return err
+}
+
+func (c *Center) creationLease(sandboxID string) store.Lease {
+	return store.Lease{Name: "sandbox/" + sandboxID, Holder: "creation", Controller: c.opt.Controller}
+}
+
+// created gives the lease of a creation back.
+func (c *Center) created(tx store.Tx, sandboxID string) error {
+	if c.opt.Alone {
+		return nil
+	}
+	l := c.creationLease(sandboxID)
+	return tx.DropLease(l.Name, l.Holder)
 }
 
 func (c *Center) newRef(s *spore.Sandbox) *spore.RuntimeRef {
 	return &spore.RuntimeRef{
 		TemplateID: s.TemplateID, SandboxID: s.ID, NodeID: s.NodeID, Binding: spore.BindingMemoryBacking,
-		SandboxGen: s.Generation, Status: spore.RefReserved, AttachedAt: c.opt.Now(),
+		SandboxGen: s.Generation, Status: spore.RefReserved, AttachedAt: c.opt.Now(), LeaseUntil: c.opt.Now().Add(c.opt.OperationTimeout),
 	}
 }
 
-// launch thaws a sandbox whose row and ref stand, and writes how that ended.
+// launch thaws a sandbox whose row and ref stand, and writes how that ended. The caller holds its lock.
 func (c *Center) launch(ctx context.Context, s *spore.Sandbox, ttl time.Duration) (*spore.Sandbox, error) {
-	unlock, err := c.sandboxes.lock(ctx, s.ID)
-	if err != nil {
-		return nil, c.giveUp(ctx, s.ID, err)
-	}
-	defer unlock()
 	c.opt.Hook("create:reserved")
-	if _, err := c.Sandbox(ctx, s.ID); err != nil { // killed before it came to be
-		return nil, c.giveUp(ctx, s.ID, err)
+	fail := func(err error) (*spore.Sandbox, error) {
+		c.fleet.promise(s.NodeID, -s.Resources.MemoryMiB)
+		return nil, c.giveUp(ctx, s, err)
 	}
-	if err := c.node.Start(ctx, s, s.TemplateID); err != nil {
-		return nil, c.giveUp(ctx, s.ID, err)
+	c.fleet.promise(s.NodeID, s.Resources.MemoryMiB)
+	n, err := c.on(s.NodeID)
+	if err != nil {
+		return fail(err)
+	}
+	if err := n.Start(ctx, s, s.TemplateID); err != nil {
+		return fail(err)
 	}
 	c.opt.Hook("create:started")
 	asked := s.EndsAt
-	err = c.store.Update(context.WithoutCancel(ctx), func(tx store.Tx) error {
+	err = c.update(context.WithoutCancel(ctx), func(tx store.Tx) error {
 		now, err := liveSandbox(tx, s.ID)
 		if err != nil {
 			return err
@@ -153,17 +189,20 @@ func (c *Center) launch(ctx context.Context, s *spore.Sandbox, ttl time.Duration
 		if err := tx.UpdateSandbox(s); err != nil {
 			return err
 		}
+		if err := c.created(tx, s.ID); err != nil {
+			return err
+		}
 		return c.moveRefs(tx, s.ID, s.Generation, "")
 	})
 	if err != nil {
-		return nil, c.giveUp(ctx, s.ID, err)
+		return fail(err)
 	}
 	return s, nil
 }
 
 // moveRefs makes the reserved ref of one generation the active one and releases the others.
 func (c *Center) moveRefs(tx store.Tx, sandboxID string, generation int, reason string) error {
-	refs, err := tx.Refs("", sandboxID, spore.RefReserved, spore.RefActive)
+	refs, err := tx.Refs(store.RefFilter{SandboxID: sandboxID, Statuses: held})
 	if err != nil {
 		return err
 	}
@@ -172,7 +211,7 @@ func (c *Center) moveRefs(tx store.Tx, sandboxID string, generation int, reason 
 		case r.SandboxGen != generation:
 			r.Status, r.Reason, r.ReleasedAt = spore.RefReleased, reason, c.opt.Now()
 		case r.Status == spore.RefReserved:
-			r.Status = spore.RefActive
+			r.Status, r.LeaseUntil = spore.RefActive, time.Time{}
 		default:
 			continue
 		}
@@ -190,10 +229,14 @@ func (c *Center) releaseAll(tx store.Tx, sandboxID, reason string) error {
 
 // giveUp undoes a create that did not come to pass and answers why. The request's key is forgotten, so that a retry
 // tries again instead of being told of the old failure.
-func (c *Center) giveUp(ctx context.Context, id string, cause error) error {
-	c.settle(ctx, id, 0)
+func (c *Center) giveUp(ctx context.Context, s *spore.Sandbox, cause error) error {
+	id := s.ID
+	c.settle(ctx, s.NodeID, id, 0)
 	c.insist(ctx, "record that "+id+" did not start", func(ctx context.Context) error {
-		return c.store.Update(ctx, func(tx store.Tx) error {
+		return c.update(ctx, func(tx store.Tx) error {
+			if err := c.created(tx, id); err != nil {
+				return err
+			}
 			s, err := tx.Sandbox(id)
 			if err != nil || s.State != spore.SandboxCreating {
 				return err
@@ -249,7 +292,9 @@ func liveSandbox(tx store.Tx, id string) (*spore.Sandbox, error) {
 // Sandboxes lists sandboxes, newest first.
 func (c *Center) Sandboxes(ctx context.Context, q SandboxQuery) (list []*spore.Sandbox, next string, err error) {
 	err = c.store.View(ctx, func(tx store.Tx) error {
-		f := store.SandboxFilter{Paging: store.Paging{Limit: q.Limit, After: q.PageToken}, States: q.States, Labels: q.Labels, Killed: q.All}
+		f := store.SandboxFilter{
+			Paging: store.Paging{Limit: q.Limit, After: q.PageToken}, States: q.States, NodeID: q.Node, Labels: q.Labels, Killed: q.All,
+		}
 		if q.Template != "" {
 			t, err := tx.FindTemplate(q.Template)
 			if err != nil {
@@ -287,7 +332,7 @@ func mustRun(s *spore.Sandbox, done string) error {
 
 // KillSandbox ends a sandbox for good.
 func (c *Center) KillSandbox(ctx context.Context, id string) error {
-	unlock, err := c.sandboxes.lock(ctx, id)
+	unlock, err := c.lock(ctx, id)
 	if err != nil {
 		return err
 	}
@@ -297,8 +342,8 @@ func (c *Center) KillSandbox(ctx context.Context, id string) error {
 
 // kill is KillSandbox for a caller who holds the sandbox's lock, and only if the sandbox is still one that due wants ended.
 func (c *Center) kill(ctx context.Context, id string, due func(*spore.Sandbox) bool) error {
-	frozenID, killed := "", false
-	err := c.store.Update(ctx, func(tx store.Tx) error {
+	frozenID, nodeID, killed := "", "", false
+	err := c.update(ctx, func(tx store.Tx) error {
 		s, err := liveSandbox(tx, id)
 		if err != nil {
 			return err
@@ -306,7 +351,7 @@ func (c *Center) kill(ctx context.Context, id string, due func(*spore.Sandbox) b
 		if killed = due(s); !killed {
 			return nil
 		}
-		frozenID, s.FrozenID = s.FrozenID, ""
+		frozenID, nodeID, s.FrozenID = s.FrozenID, s.NodeID, ""
 		s.State, s.StateReason, s.UpdatedAt = spore.SandboxKilled, "", c.opt.Now()
 		if err := tx.UpdateSandbox(s); err != nil {
 			return err
@@ -319,9 +364,12 @@ func (c *Center) kill(ctx context.Context, id string, due func(*spore.Sandbox) b
 	c.notBefore.Delete(id)
 	c.opt.Hook("kill:recorded")
 	if frozenID != "" {
-		c.forget(ctx, frozenID)
+		c.forget(ctx, nodeID, frozenID)
 	}
-	err = c.node.Settle(context.WithoutCancel(ctx), id, 0)
+	n, err := c.on(nodeID)
+	if err == nil {
+		err = n.Settle(context.WithoutCancel(ctx), id, 0)
+	}
 	c.dropIdle(ctx)
 	return err
 }
@@ -331,7 +379,7 @@ func (c *Center) ExtendSandbox(ctx context.Context, id string, ttl time.Duration
 	if err := checkLife(ttl, onEnd, nil); err != nil {
 		return nil, err
 	}
-	err = c.store.Update(ctx, func(tx store.Tx) error {
+	err = c.update(ctx, func(tx store.Tx) error {
 		if s, err = liveSandbox(tx, id); err != nil {
 			return err
 		}
@@ -356,7 +404,11 @@ func (c *Center) Agent(ctx context.Context, id string) (http.RoundTripper, error
 	if err := mustRun(s, "reached"); err != nil {
 		return nil, err
 	}
-	return c.node.Agent(ctx, id, s.Generation)
+	n, err := c.on(s.NodeID)
+	if err != nil {
+		return nil, err
+	}
+	return n.Agent(ctx, id, s.Generation)
 }
 
 // SandboxLogs answers the output of the image's own process, or of the guest's console.
@@ -368,5 +420,9 @@ func (c *Center) SandboxLogs(ctx context.Context, id string, console bool, limit
 	if !slices.Contains([]spore.SandboxState{spore.SandboxRunning, spore.SandboxFailed}, s.State) {
 		return nil, mustRun(s, "asked for its logs")
 	}
-	return c.node.Logs(ctx, id, s.Generation, console, limit)
+	n, err := c.on(s.NodeID)
+	if err != nil {
+		return nil, err
+	}
+	return n.Logs(ctx, id, s.Generation, console, limit)
 }

@@ -20,7 +20,7 @@ func (c *Center) CreateSnapshot(ctx context.Context, key Idempotency, sandboxID 
 	}
 	ctx, cancel := context.WithTimeout(ctx, c.opt.OperationTimeout)
 	defer cancel()
-	unlock, err := c.sandboxes.lock(ctx, sandboxID)
+	unlock, err := c.lock(ctx, sandboxID)
 	if err != nil {
 		return nil, err
 	}
@@ -32,13 +32,15 @@ func (c *Center) CreateSnapshot(ctx context.Context, key Idempotency, sandboxID 
 func (c *Center) snapshot(ctx context.Context, key Idempotency, sandboxID string, req SnapshotRequest, ephemeral bool) (made *spore.Template, err error) {
 	t := &spore.Template{
 		ID: spore.NewSnapshotID(), Name: req.Name, Kind: spore.KindSnapshot, Status: spore.TemplateCreating,
-		OriginSandbox: sandboxID, OriginNode: c.node.ID(), Labels: req.Labels, Ephemeral: ephemeral,
+		OriginSandbox: sandboxID, Labels: req.Labels, Ephemeral: ephemeral,
+		DisplayName: req.DisplayName, Author: req.Author, Reason: req.Reason, Retain: req.Retain,
 	}
 	j, err := c.newJob(spore.OpSnapshotCreate, spore.KindSnapshot, t.ID, sandboxID, req)
 	if err != nil {
 		return nil, err
 	}
 	c.begin(j, spore.PhaseSnapshotting)
+	j.RequestID = key.Key
 	if id := t.ID; ephemeral {
 		c.forking.Store(id, true)
 		defer func() {
@@ -50,7 +52,7 @@ func (c *Center) snapshot(ctx context.Context, key Idempotency, sandboxID string
 	t.JobID, t.CreatedAt, t.UpdatedAt = j.ID, c.opt.Now(), c.opt.Now()
 	var s *spore.Sandbox
 	earlier := ""
-	err = c.store.Update(ctx, func(tx store.Tx) (err error) {
+	err = c.update(ctx, func(tx store.Tx) (err error) {
 		if earlier, err = replay(tx, key); err != nil {
 			return err
 		}
@@ -67,6 +69,10 @@ func (c *Center) snapshot(ctx context.Context, key Idempotency, sandboxID string
 		if err := c.inherit(tx, t, s); err != nil {
 			return err
 		}
+		if err := c.underQuota(tx, t); err != nil {
+			return err
+		}
+		t.OriginNode, j.NodeID = s.NodeID, s.NodeID
 		if err := c.freeName(tx, t.Name); err != nil {
 			return err
 		}
@@ -82,7 +88,13 @@ func (c *Center) snapshot(ctx context.Context, key Idempotency, sandboxID string
 		return t, err
 	}
 	c.opt.Hook("snapshot:recorded")
-	f, err := c.node.Freeze(ctx, s, t.ID, t.ParentID)
+	c.direct.Store(j.ID, true)
+	defer c.direct.Delete(j.ID)
+	var f *spore.Frozen
+	n, err := c.on(s.NodeID)
+	if err == nil {
+		f, err = n.Freeze(ctx, s, t.ID, t.ParentID)
+	}
 	if err != nil {
 		return nil, c.failDirect(ctx, j.ID, err)
 	}
@@ -96,7 +108,7 @@ func (c *Center) snapshot(ctx context.Context, key Idempotency, sandboxID string
 
 // registerSnapshot writes the end of a capture that is on disk.
 func (c *Center) registerSnapshot(ctx context.Context, jobID, id string, f *spore.Frozen) (t *spore.Template, err error) {
-	err = c.store.Update(ctx, func(tx store.Tx) error {
+	err = c.update(ctx, func(tx store.Tx) error {
 		if t, err = tx.Template(id); err != nil {
 			return err
 		}
@@ -104,12 +116,15 @@ func (c *Center) registerSnapshot(ctx context.Context, jobID, id string, f *spor
 		if err != nil {
 			return err
 		}
+		if !j.Status.Active() {
+			return spore.Errorf(spore.CodeCanceled, "the job was settled by another controller")
+		}
 		t.Status, t.LastError, t.UpdatedAt = spore.TemplateReady, "", c.opt.Now()
-		t.MemoryBytes, t.DiskBytes = f.MemoryBytes, f.DiskBytes
+		t.MemoryBytes, t.DiskBytes, t.Engine = f.MemoryBytes, f.DiskBytes, f.Engine
 		if err := tx.UpdateTemplate(t); err != nil {
 			return err
 		}
-		if err := tx.PutReplica(c.replica(t, j.ID, f)); err != nil {
+		if err := tx.PutReplica(c.readyReplica(t, j.NodeID, j.ID, f)); err != nil {
 			return err
 		}
 		if j.Result, err = json.Marshal(map[string]any{
@@ -122,18 +137,18 @@ func (c *Center) registerSnapshot(ctx context.Context, jobID, id string, f *spor
 		if err := tx.UpdateJob(j); err != nil || f.ChainDepth <= flattenAboveDepth {
 			return err
 		}
-		return c.queueFlatten(tx, t)
+		return c.queueFlatten(tx, t, j.NodeID)
 	})
 	return t, err
 }
 
 // queueFlatten asks for the layers of t to be merged in the background.
-func (c *Center) queueFlatten(tx store.Tx, t *spore.Template) error {
+func (c *Center) queueFlatten(tx store.Tx, t *spore.Template, nodeID string) error {
 	j, err := c.newJob(spore.OpFlatten, t.Kind, t.ID, "", struct{}{})
 	if err != nil {
 		return err
 	}
-	j.Phase = spore.PhaseRegistering
+	j.Phase, j.Owner, j.NodeID = spore.PhaseRegistering, "", nodeID
 	if err := tx.InsertJob(j); err != nil {
 		return err
 	}
@@ -145,7 +160,7 @@ func (c *Center) queueFlatten(tx store.Tx, t *spore.Template) error {
 func (c *Center) failDirect(ctx context.Context, jobID string, cause error) error {
 	c.insist(ctx, "record the failure of "+jobID, func(ctx context.Context) error {
 		var failed *spore.Job
-		err := c.store.Update(ctx, func(tx store.Tx) error {
+		err := c.update(ctx, func(tx store.Tx) error {
 			failed = nil
 			j, err := tx.Job(jobID)
 			if err != nil || !j.Status.Active() {
@@ -166,7 +181,7 @@ func (c *Center) failDirect(ctx context.Context, jobID string, cause error) erro
 			return c.failTemplate(tx, j)
 		})
 		if err == nil && failed != nil && failed.Operation == spore.OpSnapshotCreate {
-			c.forget(ctx, failed.ResourceID)
+			c.forget(ctx, failed.NodeID, failed.ResourceID)
 		}
 		return err
 	})
@@ -178,7 +193,7 @@ func (c *Center) failDirect(ctx context.Context, jobID string, cause error) erro
 func (c *Center) Rollback(ctx context.Context, key Idempotency, sandboxID, snapshotRef string) (*spore.Sandbox, error) {
 	ctx, cancel := context.WithTimeout(ctx, c.opt.OperationTimeout)
 	defer cancel()
-	unlock, err := c.sandboxes.lock(ctx, sandboxID)
+	unlock, err := c.lock(ctx, sandboxID)
 	if err != nil {
 		return nil, err
 	}
@@ -188,7 +203,7 @@ func (c *Center) Rollback(ctx context.Context, key Idempotency, sandboxID, snaps
 	var j *spore.Job
 	var next spore.Sandbox
 	earlier := ""
-	err = c.store.Update(ctx, func(tx store.Tx) (err error) {
+	err = c.update(ctx, func(tx store.Tx) (err error) {
 		if earlier, err = replay(tx, key); err != nil {
 			return err
 		}
@@ -208,10 +223,19 @@ func (c *Center) Rollback(ctx context.Context, key Idempotency, sandboxID, snaps
 		next = *s
 		next.Generation, next.TemplateID, next.Resources = s.Generation+1, t.ID, t.Resources
 		next.State, next.StateReason = spore.SandboxRunning, ""
+		replicas, err := tx.Replicas(t.ID)
+		if err != nil {
+			return err
+		}
+		// On its own node if that has the snapshot; else it moves to one that has.
+		if next.NodeID, _, err = c.place(tx, t, replicas, wish{preferred: s.NodeID}); err != nil {
+			return err
+		}
 		if j, err = c.newJob(spore.OpSnapshotRollback, t.Kind, t.ID, s.ID, map[string]any{"snapshot": snapshotRef, "generation": next.Generation}); err != nil {
 			return err
 		}
 		c.begin(j, spore.PhaseRollbackPreparing)
+		j.NodeID, j.RequestID = next.NodeID, key.Key
 		if err := tx.InsertJob(j); err != nil {
 			return err
 		}
@@ -225,12 +249,18 @@ func (c *Center) Rollback(ctx context.Context, key Idempotency, sandboxID, snaps
 	}
 	c.opt.Hook("rollback:reserved")
 	undo := func(cause error) error {
-		return c.dropGeneration(ctx, s, next.Generation, c.failDirect(ctx, j.ID, cause))
+		return c.dropGeneration(ctx, s, &next, c.failDirect(ctx, j.ID, cause))
 	}
+	c.direct.Store(j.ID, true)
+	defer c.direct.Delete(j.ID)
 	if err := c.progress(ctx, j.ID, spore.PhaseRollbackDriving, 25, nil); err != nil {
 		return nil, undo(err)
 	}
-	if err := c.node.Start(ctx, &next, next.TemplateID); err != nil {
+	n, err := c.on(next.NodeID)
+	if err != nil {
+		return nil, undo(err)
+	}
+	if err := n.Start(ctx, &next, next.TemplateID); err != nil {
 		return nil, undo(err)
 	}
 	c.opt.Hook("rollback:started")
@@ -239,6 +269,9 @@ func (c *Center) Rollback(ctx context.Context, key Idempotency, sandboxID, snaps
 		if err != nil {
 			return err
 		}
+		if !now.Status.Active() {
+			return spore.Errorf(spore.CodeCanceled, "the job was settled by another controller")
+		}
 		c.finish(now, nil)
 		return tx.UpdateJob(now)
 	})
@@ -246,7 +279,10 @@ func (c *Center) Rollback(ctx context.Context, key Idempotency, sandboxID, snaps
 		return nil, undo(err)
 	}
 	c.opt.Hook("rollback:recorded")
-	c.settle(ctx, next.ID, next.Generation)
+	c.settle(ctx, next.NodeID, next.ID, next.Generation)
+	if next.NodeID != s.NodeID {
+		c.settle(ctx, s.NodeID, s.ID, 0)
+	}
 	c.dropIdle(ctx)
 	return &next, nil
 }

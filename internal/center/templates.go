@@ -2,8 +2,10 @@ package center
 
 import (
 	"context"
+	"encoding/json"
 	"slices"
 	"strings"
+	"time"
 
 	"github.com/sporevm/spore"
 	"github.com/sporevm/spore/internal/store"
@@ -17,15 +19,32 @@ func (c *Center) BuildTemplate(ctx context.Context, key Idempotency, req BuildRe
 	t := &spore.Template{
 		ID: spore.NewTemplateID(), Name: req.Name, Kind: spore.KindTemplate, Status: spore.TemplatePending,
 		Image: spore.Image{Reference: req.Image}, KernelID: req.KernelID, Resources: req.Resources,
-		Readiness: req.Readiness, Labels: req.Labels,
+		Readiness: req.Readiness, Labels: req.Labels, DisplayName: req.DisplayName, Author: req.Author, Reason: req.Reason,
+		Retain: req.Retain, Policy: req.Policy, Replicas: req.Replicas,
+	}
+	if err := stamp(t, req.Defaults); err != nil {
+		return nil, nil, err
 	}
 	j, err := c.newJob(spore.OpCreate, spore.KindTemplate, t.ID, "", req)
 	if err != nil {
 		return nil, nil, err
 	}
-	j.Phase = spore.PhasePulling
+	j.Phase, j.Nodes.Expected = spore.PhasePulling, wanted(t.Replicas)
 	return c.submit(ctx, key, t, j, nil)
 }
+
+// stamp writes what every new template has.
+func stamp(t *spore.Template, d spore.CreateDefaults) (err error) {
+	t.Version, t.StorageBackend = spore.DefaultTemplateVersion, spore.StorageBackendLayers
+	if t.Policy == "" {
+		t.Policy = spore.PolicyStrict
+	}
+	t.Request, err = json.Marshal(d)
+	return err
+}
+
+// wanted is how many replicas make a template READY.
+func wanted(p spore.ReplicaPolicy) int { return max(1, p.Min, len(p.Nodes)) }
 
 func (c *Center) checkBuild(req *BuildRequest) error {
 	if err := spore.ValidateName("name", req.Name); err != nil {
@@ -41,7 +60,16 @@ func (c *Center) checkBuild(req *BuildRequest) error {
 	if err := req.Resources.Validate(); err != nil {
 		return err
 	}
-	if err := c.node.Admit(req.Resources); err != nil {
+	if err := c.admit(req.Resources); err != nil {
+		return err
+	}
+	if err := c.checkPlacement(req.Policy, req.Replicas); err != nil {
+		return err
+	}
+	if err := checkLife(time.Duration(req.Defaults.TTLSeconds)*time.Second, req.Defaults.OnEnd, req.Defaults.Env); err != nil {
+		return err
+	}
+	if err := checkLabels(req.Defaults.Labels); err != nil {
 		return err
 	}
 	if err := checkEnv("process.env", req.Process.Env); err != nil {
@@ -51,6 +79,25 @@ func (c *Center) checkBuild(req *BuildRequest) error {
 		return err
 	}
 	return req.Readiness.Validate()
+}
+
+// checkPlacement refuses policies that cannot be, and scopes that name a node that does not exist.
+func (c *Center) checkPlacement(policy spore.CompatPolicy, p spore.ReplicaPolicy) error {
+	if _, err := spore.ParseCompatPolicy("compatPolicy", string(policy)); err != nil {
+		return err
+	}
+	if err := p.Validate(); err != nil {
+		return err
+	}
+	for _, id := range p.Nodes {
+		if n := c.fleet.facts(id); n == nil || n.State == spore.NodeForgotten {
+			return spore.Invalidf("replicas.nodes", "there is no node %q", id).WithHint("spore node ls").Because(spore.ReasonNoNodes)
+		}
+	}
+	if len(c.matching(p)) == 0 {
+		return errNoNodes("no node that is ready has the labels of the selector")
+	}
+	return nil
 }
 
 func checkEnv(field string, env []string) error {
@@ -77,15 +124,19 @@ func (c *Center) CommitSandbox(ctx context.Context, key Idempotency, sandboxID s
 	if err := checkLabels(req.Labels); err != nil {
 		return nil, nil, err
 	}
+	if err := c.checkPlacement(req.Policy, req.Replicas); err != nil {
+		return nil, nil, err
+	}
 	t := &spore.Template{
 		ID: spore.NewTemplateID(), Name: req.Name, Kind: spore.KindTemplate, Status: spore.TemplatePending,
-		OriginSandbox: sandboxID, OriginNode: c.node.ID(), Labels: req.Labels,
+		OriginSandbox: sandboxID, Labels: req.Labels, DisplayName: req.DisplayName, Author: req.Author, Reason: req.Reason,
+		Retain: req.Retain, Policy: req.Policy, Replicas: req.Replicas,
 	}
 	j, err := c.newJob(spore.OpCommit, spore.KindTemplate, t.ID, sandboxID, req)
 	if err != nil {
 		return nil, nil, err
 	}
-	j.Phase = spore.PhaseSnapshotting
+	j.Phase, j.Nodes.Expected = spore.PhaseSnapshotting, wanted(t.Replicas)
 	return c.submit(ctx, key, t, j, func(tx store.Tx) error {
 		s, err := tx.Sandbox(sandboxID)
 		if err != nil {
@@ -94,6 +145,7 @@ func (c *Center) CommitSandbox(ctx context.Context, key Idempotency, sandboxID s
 		if err := mustRun(s, "committed"); err != nil {
 			return err
 		}
+		t.OriginNode, j.NodeID = s.NodeID, s.NodeID
 		return c.inherit(tx, t, s)
 	})
 }
@@ -106,7 +158,12 @@ func (c *Center) inherit(tx store.Tx, t *spore.Template, s *spore.Sandbox) error
 	}
 	t.ParentID, t.Image, t.ArtifactID, t.KernelID = head.ID, head.Image, head.ArtifactID, head.KernelID
 	t.EgressCA, t.Resources, t.Process, t.Readiness = head.EgressCA, head.Resources, head.Process, head.Readiness
-	return nil
+	t.Engine, t.Version, t.StorageBackend = head.Engine, head.Version, head.StorageBackend
+	if t.Policy == "" {
+		t.Policy = head.Policy
+	}
+	t.Request, err = json.Marshal(spore.CreateDefaults{Env: s.Env, Labels: s.Labels})
+	return err
 }
 
 // head is the newest point of a sandbox's line: its latest snapshot since it was started or rolled back, or else what
@@ -116,7 +173,7 @@ func (c *Center) head(tx store.Tx, s *spore.Sandbox) (*spore.Template, error) {
 	if err != nil {
 		return nil, err
 	}
-	refs, err := tx.Refs(s.TemplateID, s.ID, spore.RefActive)
+	refs, err := tx.Refs(store.RefFilter{TemplateID: s.TemplateID, SandboxID: s.ID, Statuses: []spore.RuntimeRefStatus{spore.RefActive}})
 	if err != nil || len(refs) == 0 {
 		return base, err
 	}
@@ -131,7 +188,8 @@ func (c *Center) head(tx store.Tx, s *spore.Sandbox) (*spore.Template, error) {
 // same key made.
 func (c *Center) submit(ctx context.Context, key Idempotency, t *spore.Template, j *spore.Job, also func(store.Tx) error) (*spore.Template, *spore.Job, error) {
 	t.JobID, t.CreatedAt, t.UpdatedAt = j.ID, c.opt.Now(), c.opt.Now()
-	err := c.store.Update(ctx, func(tx store.Tx) error {
+	j.RequestID, j.Owner = key.Key, ""
+	err := c.update(ctx, func(tx store.Tx) error {
 		earlier, err := replay(tx, key)
 		if err != nil {
 			return err
@@ -147,6 +205,9 @@ func (c *Center) submit(ctx context.Context, key Idempotency, t *spore.Template,
 			if err := also(tx); err != nil {
 				return err
 			}
+		}
+		if err := c.underQuota(tx, t); err != nil {
+			return err
 		}
 		if err := c.freeName(tx, t.Name); err != nil {
 			return err
@@ -183,7 +244,7 @@ func (c *Center) freeName(tx store.Tx, name string) error {
 	}
 	if old.Status != spore.TemplateFailed {
 		return spore.Errorf(spore.CodeConflict, "the name %q is taken by %s %s", name, old.Kind, old.ID).
-			WithHint("choose another name, or remove it first: spore %s rm %s", old.Kind, name)
+			WithHint("choose another name, or remove it first: spore %s rm %s", old.Kind, name).Because(spore.ReasonDuplicate)
 	}
 	old.Name, old.UpdatedAt = "", c.opt.Now()
 	return tx.UpdateTemplate(old)
@@ -201,115 +262,13 @@ func (c *Center) Templates(ctx context.Context, q TemplateQuery) (list []*spore.
 		var page store.Page
 		list, page, err = tx.Templates(store.TemplateFilter{
 			Paging: store.Paging{Limit: q.Limit, After: q.PageToken}, Kind: q.Kind, Status: q.Status, Name: q.Name,
-			OriginSandbox: q.OriginSandbox, Labels: q.Labels, Ephemeral: q.All, Deleted: q.All,
+			OriginSandbox: q.OriginSandbox, ID: q.ID, ParentID: q.ParentID, ArtifactID: q.ArtifactID, Labels: q.Labels,
+			Ephemeral: q.All, Deleted: q.All,
 		})
 		next = page.Next
 		return err
 	})
 	return list, next, err
-}
-
-// DeleteTemplate deletes a template or snapshot. It does not break what stands on it: the bytes that running sandboxes
-// and other templates need stay until they are gone, and HeldBy says who they are. Once it is recorded it is deleted for
-// everybody; when the node cannot drop it right away, its job goes on.
-func (c *Center) DeleteTemplate(ctx context.Context, ref string, dryRun bool) (*Deletion, error) {
-	t, err := c.Template(ctx, ref)
-	if err != nil {
-		return nil, err
-	}
-	d := &Deletion{ID: t.ID, DryRun: dryRun, HeldBy: []string{}}
-	if u, err := c.node.Usage(ctx, t.ID); err == nil {
-		d.FreesBytes = u.ReclaimableBytes
-		for _, id := range u.HeldBy { // what it stands on itself keeps its own bytes, whatever becomes of t
-			if id != t.ParentID {
-				d.HeldBy = append(d.HeldBy, id)
-			}
-		}
-		if len(d.HeldBy) > 0 {
-			d.RetainBytes = u.ExclusiveBytes + u.SharedBytes - u.ReclaimableBytes
-		}
-	} else if !isNotFound(err) && spore.CodeOf(err) != spore.CodeDamaged {
-		return nil, err
-	}
-	if dryRun {
-		return d, nil
-	}
-	op := spore.OpDelete
-	if t.Kind == spore.KindSnapshot {
-		op = spore.OpSnapshotDelete
-	}
-	if active, err := c.activeJob(ctx, t.ID); err != nil {
-		return nil, err
-	} else if active != nil && queued(active.Operation) {
-		if _, err := c.CancelJob(ctx, active.ID); err != nil {
-			return nil, err
-		}
-	}
-	j, err := c.newJob(op, t.Kind, t.ID, "", map[string]string{"ref": ref})
-	if err != nil {
-		return nil, err
-	}
-	err = c.store.Update(ctx, func(tx store.Tx) error {
-		now, err := tx.Template(t.ID)
-		if err != nil {
-			return err
-		}
-		if now.Status == spore.TemplateDeleted || now.Status == spore.TemplateDeleting {
-			return spore.Errorf(spore.CodeNotFound, "%s was deleted already", ref)
-		}
-		if active, err := tx.ActiveJob(t.ID); err != nil {
-			return err
-		} else if active != nil {
-			return spore.Errorf(spore.CodeBusy, "job %s (%s) is still at work on %s", active.ID, active.Operation, t.Label()).
-				WithHint("wait for it: spore job watch %s", active.ID)
-		}
-		now.Status, now.UpdatedAt = spore.TemplateDeleting, c.opt.Now()
-		if err := tx.UpdateTemplate(now); err != nil {
-			return err
-		}
-		c.begin(j, spore.PhaseDeleting)
-		return tx.InsertJob(j)
-	})
-	if err != nil {
-		return nil, err
-	}
-	c.opt.Hook("delete:recorded")
-	c.finishDelete(ctx, j.ID)
-	return d, nil
-}
-
-// finishDelete carries a recorded delete to its end.
-func (c *Center) finishDelete(ctx context.Context, jobID string) {
-	c.insist(ctx, "finish the delete "+jobID, func(ctx context.Context) error { return c.finishDeleteOnce(ctx, jobID) })
-}
-
-func (c *Center) finishDeleteOnce(ctx context.Context, jobID string) error {
-	j, err := c.Job(ctx, jobID)
-	if err != nil || !j.Status.Active() {
-		return err
-	}
-	if err := c.node.Forget(ctx, j.ResourceID); err != nil && !isNotFound(err) {
-		return err
-	}
-	c.opt.Hook("delete:forgotten")
-	return c.store.Update(ctx, func(tx store.Tx) error {
-		t, err := tx.Template(j.ResourceID)
-		if err != nil {
-			return err
-		}
-		t.Status, t.UpdatedAt = spore.TemplateDeleted, c.opt.Now()
-		if err := tx.UpdateTemplate(t); err != nil {
-			return err
-		}
-		if err := tx.DeleteReplica(t.ID, c.node.ID()); err != nil {
-			return err
-		}
-		if j, err = tx.Job(jobID); err != nil {
-			return err
-		}
-		c.finish(j, nil)
-		return tx.UpdateJob(j)
-	})
 }
 
 func (c *Center) activeJob(ctx context.Context, resourceID string) (j *spore.Job, err error) {

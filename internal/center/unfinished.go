@@ -5,6 +5,8 @@ import (
 	"maps"
 	"slices"
 	"sync"
+
+	"github.com/sporevm/spore"
 )
 
 // unfinished is what must come to pass but could not when it was due: the disk was full, say. It is tried again until it
@@ -52,11 +54,15 @@ func (c *Center) finishUp(ctx context.Context) error {
 }
 
 // forget removes a frozen state that nothing is to stand on. What has none is fine.
-func (c *Center) forget(ctx context.Context, frozenID string) {
-	c.insist(ctx, "forget "+frozenID, func(ctx context.Context) error {
-		if err := c.node.Forget(ctx, frozenID); !isNotFound(err) {
+func (c *Center) forget(ctx context.Context, nodeID, frozenID string) {
+	c.insist(ctx, "forget "+frozenID+" on "+nodeID, func(ctx context.Context) error {
+		if n := c.fleet.facts(nodeID); n != nil && n.State == spore.NodeForgotten {
+			return nil
+		}
+		n, err := c.on(nodeID)
+		if err != nil {
 			return err
 		}
-		return nil
+		return ignoreNotFound(n.Forget(ctx, frozenID))
 	})
 }

@@ -2,6 +2,7 @@ package center
 
 import (
 	"context"
+	"errors"
 	"slices"
 
 	"github.com/sporevm/spore"
@@ -11,87 +12,113 @@ import (
 // sandboxExited writes that the VM of a sandbox ended by itself. It waits for what is being done to the sandbox: only then
 // is it clear which generation counts. An exit of another one is none.
 func (c *Center) sandboxExited(id string, generation int, reason string) {
-	unlock, err := c.sandboxes.lock(c.life, id)
+	unlock, err := c.lock(c.life, id)
 	if err != nil {
 		return // the server stops; the next one sees for itself that the VM is gone
 	}
 	defer unlock()
 	c.log.Warn("a VM ended by itself", "sandbox", id, "generation", generation, "reason", reason)
 	c.insist(c.life, "record the end of the VM of "+id, func(ctx context.Context) error {
-		return c.store.Update(ctx, func(tx store.Tx) error {
-			s, err := tx.Sandbox(id)
-			if isNotFound(err) {
-				return nil
-			}
-			if err != nil || s.Generation != generation || s.State != spore.SandboxRunning {
-				return err
-			}
-			s.State, s.StateReason, s.UpdatedAt = spore.SandboxFailed, reason, c.opt.Now()
-			return tx.UpdateSandbox(s)
-		})
+		return c.recordExit(ctx, id, generation, reason)
 	})
 }
 
-// Check looks for damage in rows and bytes. It changes nothing.
-func (c *Center) Check(ctx context.Context, full bool, progress Progress) (*spore.CheckReport, error) {
-	report, err := c.node.Check(ctx, full, progress)
-	if err != nil {
-		return nil, err
-	}
-	ids, err := c.node.FrozenIDs(ctx)
-	if err != nil {
-		return nil, err
-	}
-	there := map[string]bool{}
-	for _, id := range ids {
-		there[id] = true
-	}
-	f := store.TemplateFilter{Paging: store.Paging{Limit: 1000}, Status: spore.TemplateReady, Ephemeral: true}
-	err = c.store.View(ctx, func(tx store.Tx) error {
-		for {
-			list, page, err := tx.Templates(f)
-			if err != nil {
-				return err
-			}
-			for _, t := range list {
-				if !there[t.ID] {
-					report.Problems = append(report.Problems, spore.CheckProblem{
-						Object: t.ID, Kind: "missing", Detail: string(t.Kind) + " " + t.Label() + " is READY, but its frozen state is not on the disk",
-						Hint: "remove it: spore " + string(t.Kind) + " rm " + t.ID,
-					})
-				}
-			}
-			if page.Next == "" {
-				return nil
-			}
-			f.After = page.Next
+// recordExit makes a sandbox FAILED whose VM is gone, for a caller who holds its lock.
+func (c *Center) recordExit(ctx context.Context, id string, generation int, reason string) error {
+	return c.update(ctx, func(tx store.Tx) error {
+		s, err := tx.Sandbox(id)
+		if isNotFound(err) {
+			return nil
 		}
+		if err != nil || s.Generation != generation || s.State != spore.SandboxRunning {
+			return err
+		}
+		s.State, s.StateReason, s.UpdatedAt = spore.SandboxFailed, reason, c.opt.Now()
+		return tx.UpdateSandbox(s)
 	})
-	return report, err
 }
 
-// CollectGarbage frees the bytes that nothing holds; with dryRun it only says which they are.
-func (c *Center) CollectGarbage(ctx context.Context, dryRun bool) (*spore.GarbageReport, error) {
+// Check looks for damage in rows and bytes, on every node that answers. It changes nothing.
+func (c *Center) Check(ctx context.Context, full bool, progress Progress) (*spore.CheckReport, error) {
+	all := &spore.CheckReport{Full: full, Problems: []spore.CheckProblem{}}
+	for _, id := range c.fleet.ids() {
+		n, err := c.on(id)
+		if err != nil {
+			return nil, err
+		}
+		report, err := n.Check(ctx, full, progress)
+		if err != nil {
+			return nil, err
+		}
+		all.Objects += report.Objects
+		all.Bytes += report.Bytes
+		all.Problems = append(all.Problems, report.Problems...)
+		missing, err := c.missingOn(ctx, n)
+		if err != nil {
+			return nil, err
+		}
+		all.Problems = append(all.Problems, missing...)
+	}
+	return all, nil
+}
+
+// missingOn lists the replicas that a node should have and has not.
+func (c *Center) missingOn(ctx context.Context, n Node) (problems []spore.CheckProblem, err error) {
+	ids, err := n.FrozenIDs(ctx)
+	if err != nil {
+		return nil, err
+	}
+	slices.Sort(ids)
+	ready, err := c.replicasIn(ctx, store.ReplicaFilter{NodeID: n.ID(), Status: spore.ReplicaReady})
+	if err != nil {
+		return nil, err
+	}
+	for _, r := range ready {
+		if _, there := slices.BinarySearch(ids, r.TemplateID); !there {
+			problems = append(problems, spore.CheckProblem{
+				Object: r.TemplateID, Kind: "missing", Detail: "its replica on " + n.ID() + " is READY, but its frozen state is not on the disk",
+				Hint: "spore template redo " + r.TemplateID + " --node " + n.ID(),
+			})
+		}
+	}
+	return problems, nil
+}
+
+// CollectGarbage removes what retention policies no longer keep and frees the bytes that nothing holds; with dryRun it
+// only says which they are.
+func (c *Center) CollectGarbage(ctx context.Context, dryRun bool) (*Collection, error) {
+	removals, err := c.plannedRemovals(ctx)
+	if err != nil {
+		return nil, err
+	}
 	if !dryRun {
-		if err := c.dropEphemeral(ctx); err != nil {
+		if err := errors.Join(c.applyRetention(ctx), c.dropEphemeral(ctx), c.sweepArtifacts(ctx)); err != nil {
 			return nil, err
 		}
 	}
-	items, err := c.node.Collect(ctx, dryRun)
-	if err != nil {
-		return nil, err
+	all := &Collection{Policies: removals, Garbage: spore.GarbageReport{DryRun: dryRun, Items: []spore.GarbageItem{}}}
+	for _, id := range c.fleet.ids() {
+		n, err := c.on(id)
+		if err != nil {
+			return nil, err
+		}
+		items, err := n.Collect(ctx, dryRun)
+		if err != nil {
+			return nil, err
+		}
+		for _, i := range items {
+			all.Garbage.Bytes += i.Bytes
+		}
+		all.Garbage.Items = append(all.Garbage.Items, items...)
 	}
-	report := &spore.GarbageReport{DryRun: dryRun, Items: items}
-	for _, i := range items {
-		report.Bytes += i.Bytes
-	}
-	return report, nil
+	return all, nil
 }
 
 // Explain answers what an id is, what it stands on and who holds it.
 func (c *Center) Explain(ctx context.Context, id string) (*Explanation, error) {
 	e := &Explanation{ID: id, StandsOn: []string{}, HeldBy: []string{}, Notes: []string{}}
 	frozenID := ""
+	var nodes []string
 	err := c.store.View(ctx, func(tx store.Tx) error {
 		t, err := tx.FindTemplate(id)
 		if isNotFound(err) {
@@ -99,6 +126,13 @@ func (c *Center) Explain(ctx context.Context, id string) (*Explanation, error) {
 		}
 		if err == nil {
 			frozenID = t.ID
+			replicas, err := tx.Replicas(t.ID)
+			if err != nil {
+				return err
+			}
+			for _, r := range replicas {
+				nodes = append(nodes, r.NodeID)
+			}
 			return c.explainTemplate(tx, t, e)
 		}
 		if !isNotFound(err) {
@@ -114,6 +148,7 @@ func (c *Center) Explain(ctx context.Context, id string) (*Explanation, error) {
 		frozenID = s.FrozenID
 		e.Kind, e.State = "sandbox", string(s.State)
 		e.StandsOn = append(e.StandsOn, s.TemplateID)
+		nodes = append(nodes, s.NodeID)
 		if s.StateReason != "" {
 			e.Notes = append(e.Notes, s.StateReason)
 		}
@@ -122,22 +157,48 @@ func (c *Center) Explain(ctx context.Context, id string) (*Explanation, error) {
 	if err != nil || frozenID == "" {
 		return e, err
 	}
-	u, err := c.node.Usage(ctx, frozenID)
-	if isNotFound(err) {
-		e.Notes = append(e.Notes, "it has no frozen state on this node")
-		return e, nil
+	there := false
+	for _, nodeID := range nodes {
+		had, err := c.explainUsage(ctx, nodeID, frozenID, e)
+		if err != nil {
+			return nil, err
+		}
+		there = there || had
+	}
+	if !there {
+		e.Notes = append(e.Notes, "no node that answers has a frozen state of it")
+	}
+	return e, nil
+}
+
+// explainUsage adds what a node says of a frozen state, and whether it has it.
+func (c *Center) explainUsage(ctx context.Context, nodeID, frozenID string, e *Explanation) (bool, error) {
+	n, err := c.on(nodeID)
+	if err != nil {
+		e.Notes = append(e.Notes, spore.AsError(err).Message)
+		return false, nil
+	}
+	u, err := n.Usage(ctx, frozenID)
+	if isNotFound(err) || spore.CodeOf(err) == spore.CodeUnreachable {
+		return false, nil
 	}
 	if err != nil {
-		return nil, err
+		return false, err
 	}
-	e.ExclusiveBytes, e.SharedBytes, e.ReclaimableBytes = u.ExclusiveBytes, u.SharedBytes, u.ReclaimableBytes
-	e.StandsOn = append(e.StandsOn, u.StandsOn...)
+	e.ExclusiveBytes += u.ExclusiveBytes
+	e.SharedBytes += u.SharedBytes
+	e.ReclaimableBytes += u.ReclaimableBytes
+	for _, id := range u.StandsOn {
+		if !slices.Contains(e.StandsOn, id) {
+			e.StandsOn = append(e.StandsOn, id)
+		}
+	}
 	for _, id := range u.HeldBy { // those that it stands on share bytes with it, but do not need it
 		if !slices.Contains(e.HeldBy, id) && !slices.Contains(e.StandsOn, id) {
 			e.HeldBy = append(e.HeldBy, id)
 		}
 	}
-	return e, nil
+	return true, nil
 }
 
 func (c *Center) explainTemplate(tx store.Tx, t *spore.Template, e *Explanation) error {
@@ -145,7 +206,7 @@ func (c *Center) explainTemplate(tx store.Tx, t *spore.Template, e *Explanation)
 	if t.ParentID != "" {
 		e.StandsOn = append(e.StandsOn, t.ParentID)
 	}
-	refs, err := tx.Refs(t.ID, "", spore.RefReserved, spore.RefActive)
+	refs, err := tx.Refs(store.RefFilter{TemplateID: t.ID, Statuses: held})
 	if err != nil {
 		return err
 	}

@@ -1,0 +1,173 @@
+package center
+
+import (
+	"cmp"
+	"slices"
+	"sync"
+	"time"
+
+	"github.com/sporevm/spore"
+	"github.com/sporevm/spore/internal/store"
+)
+
+// spot is a node that a sandbox might be placed on. whyNot is empty for those it could be.
+type spot struct {
+	nodeID  string
+	whyNot  string
+	compat  spore.CompatStatus
+	freeMiB int
+}
+
+// wish is what a caller wants of the node: one of Scope, if that is not empty, and Preferred if it can be had.
+type wish struct {
+	scope     []string
+	preferred string
+	hard      bool // Preferred or nothing
+}
+
+// spots judges every replica of a template: can a sandbox start from it there now?
+func (c *Center) spots(t *spore.Template, replicas []*spore.Replica, w wish) []spot {
+	all := make([]spot, 0, len(replicas))
+	for _, r := range replicas {
+		can := spot{nodeID: r.NodeID, compat: spore.CompatUnknown}
+		n := c.fleet.facts(r.NodeID)
+		if n != nil {
+			can.compat, can.freeMiB = r.CompatPolicy.Serves(r.Bound, n.Components, n.Installed), c.fleet.free(n)
+		}
+		switch {
+		case r.Status != spore.ReplicaReady:
+			can.whyNot = "its replica is " + string(r.Phase)
+			if r.ErrorMessage != "" {
+				can.whyNot += ": " + r.ErrorMessage
+			}
+		case n == nil:
+			can.whyNot = "the node is not known"
+		case n.State != spore.NodeReady:
+			can.whyNot = "the node is " + string(n.State)
+		case n.Draining:
+			can.whyNot = "the node is being drained"
+		case len(w.scope) > 0 && !slices.Contains(w.scope, n.ID):
+			can.whyNot = "not among the nodes asked for"
+		case w.hard && w.preferred != n.ID:
+			can.whyNot = "not the node asked for"
+		case can.compat == spore.CompatStale:
+			can.whyNot = "it was frozen with components that are no longer there"
+		case n.Storage.Mode == spore.StorageDeleteOnly:
+			can.whyNot = "its disk is full"
+		case t.Resources.MemoryMiB > n.MemoryMiB:
+			can.whyNot = "its memory is smaller than the sandbox's"
+		case c.fleet.node(n.ID) == nil:
+			can.whyNot = "this controller has no way to it"
+		}
+		all = append(all, can)
+	}
+	return all
+}
+
+// choose picks the node with the most free memory, the preferred one before all others. Nodes that are full are still
+// candidates: a sandbox waits there until others end.
+func choose(t *spore.Template, all []spot, w wish) (string, error) {
+	best := -1
+	better := func(a, b spot) bool {
+		if pa, pb := a.nodeID == w.preferred, b.nodeID == w.preferred; pa != pb {
+			return pa
+		}
+		if d := cmp.Compare(a.freeMiB, b.freeMiB); d != 0 {
+			return d > 0
+		}
+		return a.nodeID < b.nodeID
+	}
+	for i, can := range all {
+		if can.whyNot == "" && (best < 0 || better(can, all[best])) {
+			best = i
+		}
+	}
+	if best >= 0 {
+		return all[best].nodeID, nil
+	}
+	var stale []string
+	for _, can := range all {
+		if can.compat == spore.CompatStale {
+			stale = append(stale, can.nodeID)
+		}
+	}
+	if len(stale) > 0 {
+		return "", spore.StaleNeedsRedo(t.Label(), stale)
+	}
+	e := spore.Errorf(spore.CodeConflict, "%s %s cannot start on any node that may be used", t.Kind, t.Label()).Because(spore.ReasonNoReadyReplica)
+	if len(all) > 0 {
+		e.Message += ": " + all[0].nodeID + ": " + all[0].whyNot
+		if len(all) > 1 {
+			e.Message += ", and others"
+		}
+	}
+	return "", e.WithHint("spore template replicas %s", t.Label())
+}
+
+// replicaCache keeps the replicas of templates that sandboxes start from. What it answers may be a moment old; the row of the one
+// that is chosen is read again in the transaction that relies on it.
+type replicaCache struct {
+	mu   sync.Mutex
+	sets map[string]replicaSet
+}
+
+type replicaSet struct {
+	replicas []*spore.Replica
+	read     time.Time
+}
+
+const replicasGoOff = 2 * time.Second
+
+func (r *replicaCache) get(tx store.Tx, templateID string, now time.Time) ([]*spore.Replica, error) {
+	r.mu.Lock()
+	set, ok := r.sets[templateID]
+	r.mu.Unlock()
+	if ok && now.Sub(set.read) < replicasGoOff {
+		return set.replicas, nil
+	}
+	replicas, err := tx.Replicas(templateID)
+	if err != nil {
+		return nil, err
+	}
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	if r.sets == nil || len(r.sets) > 10_000 {
+		r.sets = map[string]replicaSet{}
+	}
+	r.sets[templateID] = replicaSet{replicas, now}
+	return replicas, nil
+}
+
+func (r *replicaCache) drop(templateID string) {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	delete(r.sets, templateID)
+}
+
+// place decides, inside tx, where a sandbox of t starts. The replicas may be those of a moment ago.
+func (c *Center) place(tx store.Tx, t *spore.Template, replicas []*spore.Replica, w wish) (string, []spot, error) {
+	for fresh := false; ; fresh = true {
+		if fresh {
+			var err error
+			c.replicas.drop(t.ID)
+			if replicas, err = c.replicas.get(tx, t.ID, c.opt.Now()); err != nil {
+				return "", nil, err
+			}
+		}
+		all := c.spots(t, replicas, w)
+		id, err := choose(t, all, w)
+		if err != nil {
+			if fresh {
+				return "", all, err
+			}
+			continue
+		}
+		r, err := tx.Replica(t.ID, id)
+		if err == nil && r.Status == spore.ReplicaReady {
+			return id, all, nil
+		}
+		if err != nil && !isNotFound(err) || fresh {
+			return "", all, err
+		}
+	}
+}

@@ -1,0 +1,311 @@
+package center
+
+import (
+	"context"
+	"encoding/json"
+	"errors"
+	"sync"
+
+	"github.com/sporevm/spore"
+	"github.com/sporevm/spore/internal/store"
+)
+
+// makeHow says what a job may take for granted when it makes a replica.
+type makeHow int
+
+const (
+	makeMissing makeHow = iota // what is there already serves
+	makeAgain                  // fresh, whatever is there
+)
+
+// replicasAtATime bounds how many nodes one job works on at once.
+const replicasAtATime = 4
+
+// makeReplicas makes replicas on nodes, a few at a time, and counts them in the job. It fails only when it was ended.
+func (c *Center) makeReplicas(ctx context.Context, j *spore.Job, id string, nodes []string, how makeHow) error {
+	var all sync.WaitGroup
+	turns := make(chan struct{}, replicasAtATime)
+	for _, nodeID := range nodes {
+		turns <- struct{}{}
+		all.Go(func() {
+			defer func() { <-turns }()
+			err := c.makeReplica(ctx, j, id, nodeID, how)
+			if ctx.Err() != nil {
+				return
+			}
+			if err != nil {
+				c.note(ctx, j.ID, "error", "node %s: %s", nodeID, spore.AsError(err).Error())
+			} else {
+				c.note(ctx, j.ID, "info", "node %s is ready", nodeID)
+			}
+			c.count(ctx, j.ID, err)
+		})
+	}
+	all.Wait()
+	return ctx.Err()
+}
+
+func (c *Center) count(ctx context.Context, jobID string, failure error) {
+	err := c.update(context.WithoutCancel(ctx), func(tx store.Tx) error {
+		j, err := tx.Job(jobID)
+		if err != nil || !j.Status.Active() {
+			return err
+		}
+		if failure != nil {
+			j.Nodes.Failed++
+		} else {
+			j.Nodes.Ready++
+		}
+		if done := j.Nodes.Ready + j.Nodes.Failed; j.Nodes.Expected > 0 {
+			j.Progress = max(j.Progress, min(99, 100*done/j.Nodes.Expected))
+		}
+		return tx.UpdateJob(j)
+	})
+	if err != nil {
+		c.log.Error("counting replicas", "job", jobID, "err", err)
+	}
+}
+
+// makeReplica brings a template onto a node: beside what may serve there already, proven by thawing it once, and only then
+// in its place. On failure what served goes on serving.
+func (c *Center) makeReplica(ctx context.Context, j *spore.Job, id, nodeID string, how makeHow) error {
+	n, err := c.on(nodeID)
+	if err != nil {
+		return errors.Join(c.replicaFailed(ctx, j, id, nodeID, spore.ReplicaDistributing, err), err)
+	}
+	phase := spore.ReplicaDistributing
+	f, err := c.bringTo(ctx, j, n, id, how, func(p spore.ReplicaPhase) error {
+		phase = p
+		return c.replicaAt(ctx, j, id, nodeID, p)
+	})
+	if err == nil {
+		err = c.replicaReady(ctx, j, id, nodeID, f)
+	}
+	if err != nil {
+		c.forget(ctx, nodeID, draftID(id, j.ID))
+		if ctx.Err() == nil {
+			err = errors.Join(c.replicaFailed(ctx, j, id, nodeID, phase, err), err)
+		}
+	}
+	return err
+}
+
+// bringTo does the node's part of makeReplica.
+func (c *Center) bringTo(ctx context.Context, j *spore.Job, n Node, id string, how makeHow, at func(spore.ReplicaPhase) error) (*spore.Frozen, error) {
+	if err := at(spore.ReplicaDistributing); err != nil {
+		return nil, err
+	}
+	t, err := c.templateByID(ctx, id)
+	if err != nil {
+		return nil, err
+	}
+	draft := draftID(id, j.ID)
+	if how == makeMissing && n.VerifyFrozen(ctx, id, false) == nil {
+		f, err := n.Frozen(ctx, id) // it was there all along
+		if err != nil {
+			return nil, err
+		}
+		return f, at(spore.ReplicaSnapshotting)
+	}
+	peers, err := c.peers(ctx, id, n.ID())
+	if err != nil {
+		return nil, err
+	}
+	if err := at(spore.ReplicaDistributed); err != nil {
+		return nil, err
+	}
+	c.opt.Hook("replica:distributed")
+	if err := at(spore.ReplicaSnapshotting); err != nil {
+		return nil, err
+	}
+	if _, err := c.materialise(ctx, j, n, t, draft, peers, how); err != nil {
+		return nil, err
+	}
+	c.opt.Hook("replica:drafted")
+	if err := n.Probe(ctx, t, draft); err != nil {
+		return nil, spore.Errorf(spore.CodeOf(err), "what was made does not start: %s", spore.AsError(err).Error()).WithCause(err)
+	}
+	c.opt.Hook("replica:proven")
+	if err := at(spore.ReplicaSnapshotting); err != nil { // it may have been deleted meanwhile
+		return nil, err
+	}
+	return n.Promote(ctx, draft, id)
+}
+
+// materialise makes the frozen state of t on a node under the id as, by the first way that is open: from its own disk there,
+// from a peer that has it, or from its image.
+func (c *Center) materialise(ctx context.Context, j *spore.Job, n Node, t *spore.Template, as string, peers []string, how makeHow) (*spore.Frozen, error) {
+	note := func(line string) { c.note(ctx, j.ID, "info", "%s: %s", n.ID(), line) }
+	if f, err := n.Frozen(ctx, as); err == nil {
+		return f, nil // a run of this job that was cut off had come so far
+	}
+	req, fromImage, err := c.buildRequest(ctx, t)
+	if err != nil {
+		return nil, err
+	}
+	if how == makeAgain && !fromImage {
+		err := n.VerifyFrozen(ctx, t.ID, false)
+		if err == nil {
+			return n.Rebake(ctx, t, as, note)
+		}
+		note("its own bytes are of no use: " + spore.AsError(err).Error())
+	}
+	if len(peers) > 0 && (how == makeMissing || !fromImage) {
+		f, err := n.Fetch(ctx, t, as, peers, note)
+		if err == nil {
+			return f, nil
+		}
+		if !fromImage || ctx.Err() != nil {
+			return nil, err
+		}
+		note("not fetched: " + spore.AsError(err).Error())
+	}
+	if !fromImage {
+		return nil, spore.Errorf(spore.CodeNotFound, "no node has the bytes of %s any more", t.Label()).
+			WithHint("it was taken from a sandbox and cannot be made from an image; remove it: spore %s rm %s", t.Kind, t.Label()).
+			Because(spore.ReasonNoReadyReplica)
+	}
+	fresh := *t
+	return c.bake(ctx, j, n, &fresh, req, as)
+}
+
+// buildRequest answers what a template was built from, and whether it was built from an image at all.
+func (c *Center) buildRequest(ctx context.Context, t *spore.Template) (req BuildRequest, ok bool, err error) {
+	if t.Kind != spore.KindTemplate || t.OriginSandbox != "" {
+		return req, false, nil
+	}
+	j, err := c.Job(ctx, t.JobID)
+	if err != nil || j.Operation != spore.OpCreate {
+		return req, false, ignoreNotFound(err)
+	}
+	if err := json.Unmarshal(j.Request, &req); err != nil {
+		return req, false, err
+	}
+	if t.KernelID != "" && req.KernelID == "" {
+		req.KernelID = "" // the newest: a redo is how a template gets new components
+	}
+	return req, true, nil
+}
+
+// peers lists the nodes that have a whole replica, other than one.
+func (c *Center) peers(ctx context.Context, id, but string) (list []string, err error) {
+	err = c.store.View(ctx, func(tx store.Tx) error {
+		list = nil
+		replicas, err := tx.Replicas(id)
+		for _, r := range replicas {
+			n := c.fleet.facts(r.NodeID)
+			if r.Status == spore.ReplicaReady && r.NodeID != but && n != nil && n.State == spore.NodeReady {
+				list = append(list, r.NodeID)
+			}
+		}
+		return err
+	})
+	return list, err
+}
+
+// replicaAt writes how far the making of a replica has come. It refuses when the template is not to be there any more.
+func (c *Center) replicaAt(ctx context.Context, j *spore.Job, id, nodeID string, phase spore.ReplicaPhase) error {
+	return c.update(ctx, func(tx store.Tx) error {
+		now, err := tx.Job(j.ID)
+		if err != nil {
+			return err
+		}
+		t, err := tx.Template(id)
+		if err != nil {
+			return err
+		}
+		if !now.Status.Active() || t.Status == spore.TemplateDeleting || t.Status == spore.TemplateDeleted {
+			return errJobEnded
+		}
+		r, err := tx.Replica(id, nodeID)
+		if isNotFound(err) {
+			r = &spore.Replica{TemplateID: id, NodeID: nodeID, Status: spore.ReplicaFailed, Phase: spore.ReplicaPending, CompatPolicy: t.Policy, CompatStatus: spore.CompatUnknown}
+		} else if err != nil {
+			return err
+		}
+		if r.Phase == spore.ReplicaCleaning {
+			return errJobEnded
+		}
+		if r.Phase == phase && r.LastJobID == j.ID {
+			return nil
+		}
+		if !spore.ReplicaTransitions.Allows(r.Phase, phase) { // a run that was cut off had come further
+			r.Phase = spore.ReplicaPending
+			if err := tx.PutReplica(r); err != nil {
+				return err
+			}
+		}
+		r.Phase, r.LastJobID, r.ArtifactID, r.CleanupRequired, r.UpdatedAt = phase, j.ID, t.ArtifactID, true, c.opt.Now()
+		return tx.PutReplica(r)
+	})
+}
+
+func (c *Center) replicaReady(ctx context.Context, j *spore.Job, id, nodeID string, f *spore.Frozen) error {
+	gone := false
+	err := c.update(ctx, func(tx store.Tx) error {
+		t, err := tx.Template(id)
+		if err != nil {
+			return err
+		}
+		r, err := tx.Replica(id, nodeID)
+		gone = t.Status == spore.TemplateDeleting || t.Status == spore.TemplateDeleted || isNotFound(err) || err == nil && r.Phase == spore.ReplicaCleaning
+		if gone || err != nil {
+			return nil
+		}
+		if err := tx.PutReplica(c.readyReplica(t, nodeID, j.ID, f)); err != nil {
+			return err
+		}
+		if t.Engine == "" || t.KernelID != f.KernelID { // made again, with other components
+			t.KernelID, t.Engine, t.UpdatedAt = f.KernelID, f.Engine, c.opt.Now()
+			if err := tx.UpdateTemplate(t); err != nil {
+				return err
+			}
+		}
+		c.replicas.drop(id)
+		return c.resummarise(tx, id)
+	})
+	if err == nil && gone { // it was deleted while the node was giving it its name
+		c.forget(ctx, nodeID, id)
+		return errJobEnded
+	}
+	return err
+}
+
+// replicaFailed writes why a replica could not be made. One that served before goes on serving.
+func (c *Center) replicaFailed(ctx context.Context, j *spore.Job, id, nodeID string, at spore.ReplicaPhase, cause error) error {
+	return c.update(context.WithoutCancel(ctx), func(tx store.Tx) error {
+		r, err := tx.Replica(id, nodeID)
+		if err != nil || r.Phase == spore.ReplicaCleaning || r.LastJobID != j.ID {
+			return ignoreNotFound(err)
+		}
+		r.LastErrorPhase, r.ErrorMessage = at, spore.AsError(cause).Error()
+		if r.Status == spore.ReplicaReady {
+			r.Phase = spore.ReplicaPhaseReady
+		} else {
+			r.Phase, r.Attempts = spore.ReplicaPhaseFailed, r.Attempts+1
+			r.RetryAt = c.opt.Now().Add(retryDelay(r.Attempts))
+		}
+		r.UpdatedAt = c.opt.Now()
+		if err := tx.PutReplica(r); err != nil {
+			return err
+		}
+		c.replicas.drop(id)
+		return c.resummarise(tx, id)
+	})
+}
+
+// runReplicate makes one replica that the loop found missing.
+func (c *Center) runReplicate(ctx context.Context, j *spore.Job) error {
+	if err := c.makeReplica(ctx, j, j.ResourceID, j.NodeID, makeMissing); err != nil {
+		return err
+	}
+	return c.update(ctx, func(tx store.Tx) error {
+		now, err := tx.Job(j.ID)
+		if err != nil || !now.Status.Active() {
+			return err
+		}
+		now.Nodes.Ready = 1
+		c.finish(now, nil)
+		return tx.UpdateJob(now)
+	})
+}
