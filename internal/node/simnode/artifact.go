@@ -9,6 +9,7 @@ import (
 	"encoding/pem"
 	"io"
 	"strings"
+	"time"
 
 	"github.com/sporevm/spore"
 	"github.com/sporevm/spore/internal/center"
@@ -17,12 +18,15 @@ import (
 // platform is that of all simulated machines.
 const platform = "linux/amd64"
 
+// freshFor is how long an artifact that was built, and that nothing stands on yet, is kept from being collected.
+const freshFor = time.Hour
+
 // artifact is a root filesystem on the machine.
 type artifact struct {
 	id      string
 	bytes   int64
 	digest  string
-	held    int // by builds whose template is not baked yet
+	fresh   []time.Time // when it was built for somebody who has not baked with it yet
 	damaged bool
 	rotten  bool // damaged, but only reading every byte shows it
 }
@@ -96,7 +100,7 @@ func (c *call) build(spec spore.ArtifactSpec, progress func(spore.JobPhase, spor
 	}
 	a.SizeBytes, a.Digest = image.SizeBytes, m.cluster.digest(a.ID, image.SizeBytes)
 	if there := m.artifacts[a.ID]; there != nil && !there.damaged && !there.rotten {
-		there.held++
+		there.fresh = append(there.fresh, m.cluster.now())
 		a.Reused = true
 		return a, nil
 	}
@@ -134,8 +138,13 @@ func (c *call) build(spec spore.ArtifactSpec, progress func(spore.JobPhase, spor
 		m.artifacts[a.ID] = there
 		c.grow(image.SizeBytes)
 	}
-	there.held++
+	there.fresh = append(there.fresh, m.cluster.now())
 	return a, nil
+}
+
+// awaited says whether an artifact was built for somebody who may yet come to stand on it.
+func (m *Machine) awaited(a *artifact) bool {
+	return len(a.fresh) > 0 && m.cluster.now().Sub(a.fresh[len(a.fresh)-1]) <= freshFor
 }
 
 // VerifyArtifact is center.Node's.

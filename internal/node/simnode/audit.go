@@ -94,7 +94,7 @@ func (m *Machine) Audit() Audit {
 	for _, id := range sortedKeys(m.artifacts) {
 		used += m.artifacts[id].bytes
 		p := AuditPiece{ID: id, Bytes: m.artifacts[id].bytes, Holders: m.artifactUsers(id)}
-		if m.artifacts[id].held > 0 {
+		if m.awaited(m.artifacts[id]) {
 			p.Holders = append(p.Holders, "a build")
 		}
 		a.Artifacts = append(a.Artifacts, p)

@@ -22,7 +22,9 @@ func (h *Handle) Rebake(ctx context.Context, t *spore.Template, as string, note 
 
 func (c *call) bake(t *spore.Template, as string, note func(string), onDisk bool) (*spore.Frozen, error) {
 	m := c.m
-	defer c.release(t.ArtifactID)
+	if !onDisk {
+		defer c.release(t.ArtifactID)
+	}
 	if err := c.step("begin"); err != nil {
 		return nil, err
 	}
@@ -35,7 +37,10 @@ func (c *call) bake(t *spore.Template, as string, note func(string), onDisk bool
 		if err != nil {
 			return nil, err
 		}
-		if err := m.whole(s, false); err != nil {
+		if t.ArtifactID != "" && t.ArtifactID != s.artifact {
+			return nil, spore.Errorf(spore.CodeConflict, "the disk of %s belongs over artifact %s, not %s", t.ID, s.artifact, t.ArtifactID)
+		}
+		if err := m.intact(s, s.disk, false); err != nil { // its memory is not needed
 			return nil, err
 		}
 		c.hold(s)
@@ -89,8 +94,8 @@ func taken(id string) error {
 
 // release ends what BuildArtifact holds an artifact for.
 func (c *call) release(artifact string) {
-	if a := c.m.artifacts[artifact]; a != nil && a.held > 0 && c.alive() {
-		a.held--
+	if a := c.m.artifacts[artifact]; a != nil && len(a.fresh) > 0 && c.alive() {
+		a.fresh = a.fresh[1:]
 	}
 }
 
@@ -152,14 +157,18 @@ func (h *Handle) Promote(ctx context.Context, from, to string) (*spore.Frozen, e
 			return nil, err
 		}
 		s := c.m.manifests[from]
-		if s == nil || from == to {
-			s, err := c.m.frozen(to)
-			if err != nil {
-				return nil, err
+		if s == nil { // it may have happened already
+			if is := c.m.manifests[to]; is != nil && is.madeAs == from {
+				return is.facts(), nil
 			}
-			return s.facts(), nil
+			_, err := c.m.frozen(from)
+			return nil, err
+		}
+		if from == to {
+			return nil, spore.Errorf(spore.CodeInternal, "promotion of %s to itself", from)
 		}
 		s = s.renamed(to)
+		s.madeAs = from
 		c.m.manifests[to] = s
 		delete(c.m.manifests, from)
 		return s.facts(), nil

@@ -1,6 +1,7 @@
 package simnode
 
 import (
+	"fmt"
 	"time"
 
 	"github.com/sporevm/spore"
@@ -37,14 +38,19 @@ func (c *call) reserve(p purpose, bytes int64) error {
 		limit = m.limits.DeleteOnly
 	}
 	taken := m.used + m.filler + m.reserved
-	if missing := taken + bytes - m.total/100*int64(limit); missing > 0 {
-		return spore.Errorf(spore.CodeNoSpace, "the disk of node %s is full for %s: %d bytes are missing", m.id, p, missing).
-			WithHint("remove templates or snapshots, then collect: spore gc")
+	most := m.total/100*int64(limit) - 1 // just short of where the mode begins that refuses
+	if missing := taken + bytes - most; missing > 0 {
+		return spore.Errorf(spore.CodeNoSpace, "%s of %s are used or promised on node %s (mode %s) and no more than %s may be for %s, so %s are missing",
+			inMiB(taken), inMiB(m.total), m.id, m.limits.Mode(taken, m.total), inMiB(most), p, inMiB(missing)).
+			WithHint("free some: spore gc, or remove templates and snapshots; spore node storage shows the limits")
 	}
 	m.reserved += bytes
 	c.reserved += bytes
 	return nil
 }
+
+// inMiB prints bytes, rounded up: what is missing must suffice.
+func inMiB(bytes int64) string { return fmt.Sprintf("%d MiB", (bytes+mib-1)/mib) }
 
 // grow takes bytes that were reserved: they are on the disk now.
 func (c *call) grow(bytes int64) {

@@ -121,6 +121,7 @@ func (h *Handle) Flatten(ctx context.Context, frozenID string, toBase bool) (*sp
 		}
 		c.hold(old)
 		s := old.renamed(frozenID)
+		s.madeAs = old.madeAs
 		flat := m.newID("flat") + "-" + old.capture // its suffix still says which capture it is of
 		s.memory, s.disk = merge(old.memory, flat, toBase), merge(old.disk, flat, toBase)
 		if err := c.reserve(forKeeping, m.newBytes(s)); err != nil {

@@ -105,7 +105,7 @@ func (m *Machine) crash() {
 	m.reserved = 0
 	clear(m.calls)
 	for _, a := range m.artifacts {
-		a.held = 0
+		a.fresh = nil
 	}
 }
 

@@ -34,6 +34,7 @@ type piece struct {
 // manifest is one frozen state. It never changes; what replaces it is another.
 type manifest struct {
 	id        string
+	madeAs    string // the id that it had before it was promoted
 	capture   string // that its topmost pieces are of
 	resources spore.Resources
 	artifact  string
@@ -54,7 +55,7 @@ func (s *manifest) pieces() []*piece {
 // renamed is the same state under another id.
 func (s *manifest) renamed(id string) *manifest {
 	c := *s
-	c.id = id
+	c.id, c.madeAs = id, ""
 	return &c
 }
 
@@ -151,8 +152,11 @@ func (m *Machine) frozen(id string) (*manifest, error) {
 }
 
 // whole says whether all that a frozen state needs is on the machine, and what it should be.
-func (m *Machine) whole(s *manifest, full bool) error {
-	for _, p := range s.pieces() {
+func (m *Machine) whole(s *manifest, full bool) error { return m.intact(s, s.pieces(), full) }
+
+// intact says whether some pieces of a frozen state are.
+func (m *Machine) intact(s *manifest, pieces []*piece, full bool) error {
+	for _, p := range pieces {
 		switch there := m.pieces[p.id]; {
 		case there == nil:
 			return spore.Errorf(spore.CodeDamaged, "%s of the frozen state %s is missing", p.id, s.id).WithHint("make it again: spore template redo")

@@ -76,7 +76,7 @@ func (m *Machine) garbage() []spore.GarbageItem {
 		}
 	}
 	for _, id := range sortedKeys(m.artifacts) {
-		if a := m.artifacts[id]; a.held == 0 && len(m.artifactUsers(id)) == 0 {
+		if a := m.artifacts[id]; !m.awaited(a) && len(m.artifactUsers(id)) == 0 {
 			items = append(items, spore.GarbageItem{ID: id, Kind: "artifact", Bytes: a.bytes, Reason: "no frozen state stands on it"})
 		}
 	}
@@ -90,7 +90,7 @@ func (m *Machine) garbage() []spore.GarbageItem {
 func (m *Machine) discard(item spore.GarbageItem) {
 	switch item.Kind {
 	case "artifact":
-		if a := m.artifacts[item.ID]; a != nil && a.held == 0 && len(m.artifactUsers(item.ID)) == 0 {
+		if a := m.artifacts[item.ID]; a != nil && !m.awaited(a) && len(m.artifactUsers(item.ID)) == 0 {
 			m.removeArtifact(item.ID)
 		}
 	case "layer":
