@@ -7128,18 +7128,11 @@ type HeadArtifactContentResponse200Headers struct {
 	ETag string
 }
 
-// HeadArtifactContentResponse206Headers the declared response headers of an HTTP 206 response for HeadArtifactContent
-type HeadArtifactContentResponse206Headers struct {
-	ETag string
-}
-
 type HeadArtifactContentResponse struct {
 	Body         []byte
 	HTTPResponse *http.Response
 	// Headers200 the parsed response headers for an HTTP 200 response
 	Headers200 *HeadArtifactContentResponse200Headers
-	// Headers206 the parsed response headers for an HTTP 206 response
-	Headers206 *HeadArtifactContentResponse206Headers
 }
 
 // GetBody returns the raw response body bytes
@@ -11954,16 +11947,6 @@ func ParseHeadArtifactContentResponse(rsp *http.Response) (*HeadArtifactContentR
 			headers.ETag = value
 		}
 		response.Headers200 = &headers
-	case rsp.StatusCode == 206:
-		var headers HeadArtifactContentResponse206Headers
-		if values := rsp.Header.Values("ETag"); len(values) > 0 {
-			var value string
-			if err := runtime.BindStyledParameterWithOptions("simple", "ETag", values[0], &value, runtime.BindStyledParameterOptions{ParamLocation: runtime.ParamLocationHeader, Explode: false, Required: false, Type: "string", Format: ""}); err != nil {
-				return nil, err
-			}
-			headers.ETag = value
-		}
-		response.Headers206 = &headers
 	}
 
 	return response, nil

@@ -3889,20 +3889,6 @@ func (response HeadArtifactContent200Response) VisitHeadArtifactContentResponse(
 	return nil
 }
 
-type HeadArtifactContent206ResponseHeaders struct {
-	ETag string
-}
-
-type HeadArtifactContent206Response struct {
-	Headers HeadArtifactContent206ResponseHeaders
-}
-
-func (response HeadArtifactContent206Response) VisitHeadArtifactContentResponse(w http.ResponseWriter) error {
-	w.Header().Set("ETag", fmt.Sprint(response.Headers.ETag))
-	w.WriteHeader(206)
-	return nil
-}
-
 type HeadArtifactContent304Response = NotModifiedResponse
 
 func (response HeadArtifactContent304Response) VisitHeadArtifactContentResponse(w http.ResponseWriter) error {

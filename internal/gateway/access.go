@@ -17,6 +17,7 @@ type contextKey int
 const (
 	keyRequest contextKey = iota // *request
 	keyDigest                    // string
+	keyGrant                     // string: the one artifact whose bytes may be read
 )
 
 // request is what the edge knows about a request beside the request itself.

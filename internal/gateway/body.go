@@ -20,59 +20,26 @@ import (
 	"github.com/sporevm/spore/api"
 )
 
-// route says what a native route takes: the type of its body and of its parameters, nil for none.
-type route struct{ body, params reflect.Type }
-
-// routes lists every route of the native API.
-var routes = map[string]route{
-	"GET /healthz":                      {},
-	"GET /v1/templates":                 {params: reflect.TypeFor[api.ListTemplatesParams]()},
-	"POST /v1/templates":                {body: reflect.TypeFor[api.BuildRequest](), params: reflect.TypeFor[api.BuildTemplateParams]()},
-	"GET /v1/templates/{ref}":           {},
-	"DELETE /v1/templates/{ref}":        {params: reflect.TypeFor[api.DeleteTemplateParams]()},
-	"GET /v1/snapshots":                 {params: reflect.TypeFor[api.ListSnapshotsParams]()},
-	"GET /v1/snapshots/{ref}":           {},
-	"DELETE /v1/snapshots/{ref}":        {params: reflect.TypeFor[api.DeleteSnapshotParams]()},
-	"GET /v1/lineage":                   {params: reflect.TypeFor[api.ListLineageParams]()},
-	"GET /v1/sandboxes":                 {params: reflect.TypeFor[api.ListSandboxesParams]()},
-	"POST /v1/sandboxes":                {body: reflect.TypeFor[api.CreateRequest](), params: reflect.TypeFor[api.CreateSandboxParams]()},
-	"GET /v1/sandboxes/{id}":            {},
-	"DELETE /v1/sandboxes/{id}":         {},
-	"POST /v1/sandboxes/{id}/pause":     {},
-	"POST /v1/sandboxes/{id}/resume":    {body: reflect.TypeFor[api.ResumeRequest]()},
-	"POST /v1/sandboxes/{id}/extend":    {body: reflect.TypeFor[api.ExtendRequest]()},
-	"GET /v1/sandboxes/{id}/logs":       {params: reflect.TypeFor[api.GetSandboxLogsParams]()},
-	"POST /v1/sandboxes/{id}/snapshots": {body: reflect.TypeFor[api.SnapshotRequest](), params: reflect.TypeFor[api.CreateSnapshotParams]()},
-	"POST /v1/sandboxes/{id}/rollback":  {body: reflect.TypeFor[api.RollbackRequest](), params: reflect.TypeFor[api.RollbackSandboxParams]()},
-	"POST /v1/sandboxes/{id}/commit":    {body: reflect.TypeFor[api.CommitRequest](), params: reflect.TypeFor[api.CommitSandboxParams]()},
-	"POST /v1/forks":                    {body: reflect.TypeFor[api.ForkRequest](), params: reflect.TypeFor[api.ForkParams]()},
-	"GET /v1/jobs":                      {params: reflect.TypeFor[api.ListJobsParams]()},
-	"GET /v1/jobs/{id}":                 {},
-	"POST /v1/jobs/{id}/cancel":         {},
-	"GET /v1/jobs/{id}/log":             {params: reflect.TypeFor[api.GetJobLogParams]()},
-	"GET /v1/jobs/{id}/watch":           {},
-	"GET /v1/kernels":                   {},
-	"POST /v1/kernels":                  {body: reflect.TypeFor[api.KernelRequest]()},
-	"DELETE /v1/kernels/{id}":           {},
-	"POST /v1/check":                    {params: reflect.TypeFor[api.CheckParams]()},
-	"POST /v1/gc":                       {params: reflect.TypeFor[api.CollectGarbageParams]()},
-	"GET /v1/explain/{id}":              {},
-	"GET /v1/info":                      {},
-}
-
 // admitRequest refuses what the generated decoding would let pass: parameters and fields that do not exist (a misspelt
-// dryRun must not delete), missing fields, bodies without end. It also takes the digest that idempotency compares.
+// dryRun must not delete), missing fields, what is out of the bounds that the description sets, bodies without end. It also takes the digest that idempotency compares.
 func admitRequest(opt Options) api.MiddlewareFunc {
 	return func(next http.Handler) http.Handler {
 		return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
-			rt := routes[r.Pattern]
-			if err := checkQuery(r.URL.RawQuery, rt.params); err != nil {
+			rt, within := routes[r.Pattern], described()[r.Pattern]
+			err := checkQuery(r.URL.RawQuery, rt.params)
+			if err == nil {
+				err = within.checkParams(r)
+			}
+			if err != nil {
 				writeError(w, r, err)
 				return
 			}
 			body, err := readBody(w, r, opt.MaxBody)
 			if err == nil {
 				err = checkBody(body, r.Header.Get("Content-Type"), rt.body)
+			}
+			if err == nil {
+				err = within.checkBody(body)
 			}
 			if err != nil {
 				writeError(w, r, err)

@@ -46,43 +46,95 @@ func buildRequest(b *api.BuildRequest) center.BuildRequest {
 			// Bounded before it is multiplied; what is out of range stays out of range.
 			Timeout: time.Duration(min(max(b.Readiness.TimeoutSeconds, -1), 1<<30)) * time.Second,
 		},
-		EgressCA: []byte(b.EgressCA),
-		KernelID: b.KernelID,
-		Labels:   b.Labels,
+		EgressCA:    []byte(b.EgressCA),
+		KernelID:    b.KernelID,
+		Labels:      b.Labels,
+		DisplayName: b.DisplayName, Author: b.Author, Reason: b.Reason, Retain: b.Retain,
+		Policy: b.CompatPolicy, Replicas: replicaPolicy(b.Replicas),
+		Defaults: spore.CreateDefaults{TTLSeconds: int(b.Defaults.TTLSeconds), OnEnd: b.Defaults.OnEnd, Env: b.Defaults.Env, Labels: b.Defaults.Labels},
+	}
+}
+
+func replicaPolicy(p api.ReplicaPolicy) spore.ReplicaPolicy {
+	return spore.ReplicaPolicy{Nodes: p.Nodes, Selector: p.Selector, Min: p.Min, Max: p.Max, Pinned: p.Pinned}
+}
+
+func image(i spore.Image) api.Image {
+	return api.Image{Reference: i.Reference, Digest: i.Digest, Platform: i.Platform}
+}
+
+func egressCA(e spore.EgressCA) api.EgressCA {
+	return api.EgressCA{Baked: e.Baked, Fingerprint: e.Fingerprint, TargetsWritten: e.TargetsWritten}
+}
+
+func process(p spore.Process) api.Process {
+	return api.Process{
+		Entrypoint: list(p.Entrypoint), Cmd: list(p.Cmd), Env: list(p.Env), User: p.User, WorkDir: p.WorkDir, StopSignal: p.StopSignal,
 	}
 }
 
 func template(t *spore.Template) api.Template {
 	return api.Template{
-		ID: t.ID, Name: t.Name, Kind: t.Kind, Status: t.Status,
-		Image:      api.Image{Reference: t.Image.Reference, Digest: t.Image.Digest, Platform: t.Image.Platform},
-		ArtifactID: t.ArtifactID,
-		KernelID:   t.KernelID,
-		EgressCA:   api.EgressCA{Baked: t.EgressCA.Baked, Fingerprint: t.EgressCA.Fingerprint, TargetsWritten: t.EgressCA.TargetsWritten},
-		VCPUs:      t.Resources.VCPUs, MemoryMiB: t.Resources.MemoryMiB, DiskMiB: t.Resources.DiskMiB,
-		Process: api.Process{
-			Entrypoint: list(t.Process.Entrypoint), Cmd: list(t.Process.Cmd), Env: list(t.Process.Env),
-			User: t.Process.User, WorkDir: t.Process.WorkDir, StopSignal: t.Process.StopSignal,
-		},
+		ID: t.ID, Name: t.Name, Kind: t.Kind, Status: t.Status, Image: image(t.Image), ArtifactID: t.ArtifactID, KernelID: t.KernelID,
+		EgressCA: egressCA(t.EgressCA),
+		VCPUs:    t.Resources.VCPUs, MemoryMiB: t.Resources.MemoryMiB, DiskMiB: t.Resources.DiskMiB,
+		Process: process(t.Process),
 		Readiness: api.Readiness{
 			Command: t.Readiness.Command, TCPPort: t.Readiness.TCPPort, HTTPPath: t.Readiness.HTTPPath, HTTPPort: t.Readiness.HTTPPort,
 			TimeoutSeconds: int64(t.Readiness.Timeout / time.Second),
 		},
 		ParentID: t.ParentID, OriginSandbox: t.OriginSandbox, OriginNode: t.OriginNode, Ephemeral: t.Ephemeral, Labels: dict(t.Labels),
+		Version: t.Version, Engine: t.Engine, StorageBackend: t.StorageBackend, DisplayName: t.DisplayName, Retain: t.Retain,
+		CompatPolicy: cmp.Or(t.Policy, spore.PolicyStrict),
+		ReplicaPolicy: api.ReplicaPolicy{
+			Nodes: t.Replicas.Nodes, Selector: t.Replicas.Selector, Min: t.Replicas.Min, Max: t.Replicas.Max, Pinned: t.Replicas.Pinned,
+		},
+		RootfsSizeBytes: t.RootfsSizeBytes, Author: t.Author, Reason: t.Reason,
 		MemoryBytes: t.MemoryBytes, DiskBytes: t.DiskBytes, LastError: t.LastError, JobID: t.JobID,
 		CreatedAt: t.CreatedAt.UTC(), UpdatedAt: t.UpdatedAt.UTC(),
 	}
 }
 
-func lineage(t *spore.Template) api.LineageEntry {
-	return api.LineageEntry{
-		ID: t.ID, Name: t.Name, Kind: t.Kind, Status: t.Status, ParentID: t.ParentID, OriginSandbox: t.OriginSandbox,
-		Ephemeral: t.Ephemeral, Labels: dict(t.Labels), CreatedAt: t.CreatedAt.UTC(),
+func templateDetails(d *center.TemplateDetails, withRequest bool) api.Template {
+	out := template(d.Template)
+	out.Replicas, out.Aliases = each(d.Replicas, replica), each(d.Aliases, alias)
+	out.RefCount, out.RefSandboxes = &d.RefCount, list(d.HeldBy)
+	if d.Artifact != nil {
+		a := artifact(d.Artifact)
+		out.Artifact = &a
+	}
+	if d.Job != nil {
+		j := job(d.Job)
+		out.Job = &j
+	}
+	if withRequest {
+		out.Request = d.Template.Request
+	}
+	return out
+}
+
+func replica(r *spore.Replica) api.Replica {
+	return api.Replica{
+		TemplateID: r.TemplateID, NodeID: r.NodeID, Status: r.Status, Phase: r.Phase, ArtifactID: r.ArtifactID, LastJobID: r.LastJobID,
+		LastErrorPhase: r.LastErrorPhase, ErrorMessage: r.ErrorMessage, CleanupRequired: r.CleanupRequired, Attempts: r.Attempts,
+		RetryAt: utc(r.RetryAt), Bound: components(r.Bound), CompatStatus: r.CompatStatus, CompatPolicy: r.CompatPolicy,
+		CompatCheckedAt: utc(r.CompatCheckedAt), VerifiedAt: utc(r.VerifiedAt), UpdatedAt: r.UpdatedAt.UTC(),
+	}
+}
+
+func runtimeRef(r *spore.RuntimeRef) api.RuntimeRef {
+	return api.RuntimeRef{
+		ID: r.ID, TemplateID: r.TemplateID, SandboxID: r.SandboxID, NodeID: r.NodeID, Binding: r.Binding, Generation: r.SandboxGen,
+		Status: r.Status, Reason: r.Reason, AttachedAt: r.AttachedAt.UTC(), ReleasedAt: utc(r.ReleasedAt), LeaseUntil: utc(r.LeaseUntil),
+		LastSeenAt: utc(r.LastSeenAt), LastError: r.LastError,
 	}
 }
 
 func deletion(d *center.Deletion) api.Deletion {
-	return api.Deletion{ID: d.ID, DryRun: d.DryRun, HeldBy: list(d.HeldBy), FreesBytes: d.FreesBytes, RetainBytes: d.RetainBytes}
+	return api.Deletion{
+		ID: d.ID, DryRun: d.DryRun, HeldBy: list(d.HeldBy), FreesBytes: d.FreesBytes, RetainBytes: d.RetainBytes,
+		Running: list(d.Running), Replicas: d.Replicas, JobID: d.JobID,
+	}
 }
 
 func sandbox(s *spore.Sandbox) api.Sandbox {
@@ -107,6 +159,7 @@ func job(j *spore.Job) api.Job {
 		ID: j.ID, Operation: j.Operation, ResourceType: j.ResourceType, ResourceID: j.ResourceID, SandboxID: j.SandboxID,
 		Status: j.Status, Phase: j.Phase, Progress: min(max(j.Progress, 0), 100), Attempt: j.AttemptNo, RetryOfJobID: j.RetryOfJobID,
 		Request: j.Request, Result: j.Result, CancelRequested: j.CancelAsked,
+		Owner: j.Owner, RequestID: j.RequestID, NodeID: j.NodeID, ArtifactID: j.ArtifactID,
 		CreatedAt: j.CreatedAt.UTC(), StartedAt: utc(j.StartedAt), FinishedAt: utc(j.FinishedAt),
 	}
 	if j.Pull != (spore.PullProgress{}) {
@@ -116,7 +169,13 @@ func job(j *spore.Job) api.Job {
 		}
 	}
 	if e := j.Error; e != nil {
-		out.Error = wireError(&spore.Error{Code: e.Code, Message: e.Message, Field: e.Field, Hint: e.Hint})
+		out.Error = wireError(&spore.Error{Code: e.Code, Message: e.Message, Field: e.Field, Hint: e.Hint, Reason: e.Reason})
+	}
+	if j.Redo.Mode != "" {
+		out.Redo = &api.RedoPlan{Mode: j.Redo.Mode, Scope: list(j.Redo.Scope), ResumePhase: j.Redo.ResumePhase}
+	}
+	if j.Nodes != (spore.NodeCounts{}) {
+		out.Nodes = &api.NodeCounts{Expected: j.Nodes.Expected, Ready: j.Nodes.Ready, Failed: j.Nodes.Failed}
 	}
 	return out
 }
@@ -140,10 +199,16 @@ func checkReport(r *spore.CheckReport) api.CheckReport {
 	return out
 }
 
-func garbageReport(g *spore.GarbageReport) api.GarbageReport {
-	out := api.GarbageReport{DryRun: g.DryRun, Bytes: g.Bytes, Items: make([]api.GarbageItem, 0, len(g.Items))}
+func garbageReport(c *center.Collection) api.GarbageReport {
+	g := c.Garbage
+	out := api.GarbageReport{
+		DryRun: g.DryRun, Bytes: g.Bytes, Items: make([]api.GarbageItem, 0, len(g.Items)), Policies: make([]api.PolicyRemoval, 0, len(c.Policies)),
+	}
 	for _, i := range g.Items {
 		out.Items = append(out.Items, api.GarbageItem{ID: i.ID, Kind: i.Kind, Bytes: i.Bytes, Reason: i.Reason})
+	}
+	for _, p := range c.Policies {
+		out.Policies = append(out.Policies, api.PolicyRemoval{TemplateID: p.TemplateID, Name: p.Name, Kind: p.Kind, Policy: p.Policy, Detail: p.Detail})
 	}
 	return out
 }

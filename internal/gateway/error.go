@@ -36,8 +36,22 @@ var statusOf = map[spore.Code]int{
 // writeError answers err. An internal error is logged in full and shown only as one.
 func writeError(w http.ResponseWriter, r *http.Request, err error) {
 	shown := shownError(r.Context(), err)
-	writeStatusError(w, r, statusOf[shown.Code], shown)
+	status := statusOf[shown.Code]
+	var special *statusError
+	if errors.As(err, &special) {
+		status = special.status
+	}
+	writeStatusError(w, r, status, shown)
 }
+
+// statusError is an error that HTTP has a status of its own for.
+type statusError struct {
+	status int
+	err    error
+}
+
+func (e *statusError) Error() string { return e.err.Error() }
+func (e *statusError) Unwrap() error { return e.err }
 
 func writeStatusError(w http.ResponseWriter, r *http.Request, status int, shown api.Error) {
 	h := w.Header()
@@ -78,7 +92,7 @@ func wireError(e *spore.Error) *api.Error {
 	if e == nil {
 		return nil
 	}
-	out := &api.Error{Code: e.Code, Message: e.Message, Field: e.Field, Hint: e.Hint}
+	out := &api.Error{Code: e.Code, Message: e.Message, Field: e.Field, Hint: e.Hint, Reason: e.Reason}
 	if e.Code == spore.CodeInternal {
 		out.Message = "internal error"
 	}
@@ -90,7 +104,7 @@ func wireError(e *spore.Error) *api.Error {
 }
 
 func unknownRoute(mux *http.ServeMux) http.HandlerFunc {
-	methods := []string{http.MethodGet, http.MethodPost, http.MethodDelete}
+	methods := []string{http.MethodGet, http.MethodPost, http.MethodPut, http.MethodPatch, http.MethodDelete}
 	return func(w http.ResponseWriter, r *http.Request) {
 		var allowed []string
 		for _, m := range methods {

@@ -2,6 +2,7 @@ package gateway
 
 import (
 	"context"
+	"crypto/rand"
 	"log/slog"
 	"net/http"
 	"time"
@@ -25,8 +26,13 @@ type Options struct {
 	Heartbeat time.Duration
 	// MaxBody limits request bodies of the native API, in bytes. Default 1 MiB.
 	MaxBody int64
-	// Closing ends event streams and agent streams when it is closed, so that a server with watchers can shut down.
+	// Closing ends event streams, agent streams and downloads when it is closed, so that a server with watchers can shut down.
 	Closing <-chan struct{}
+	// TokenKey makes and proves tokens of artifacts; see TokenKey, the function. Without one a key is made up, and tokens end
+	// with the server.
+	TokenKey []byte
+	// Now is the clock by which those tokens end. Default time.Now.
+	Now func() time.Time
 }
 
 func (o Options) withDefaults() Options {
@@ -42,6 +48,13 @@ func (o Options) withDefaults() Options {
 	if o.MaxBody == 0 {
 		o.MaxBody = 1 << 20
 	}
+	if len(o.TokenKey) == 0 {
+		o.TokenKey = make([]byte, tokenKeySize)
+		rand.Read(o.TokenKey)
+	}
+	if o.Now == nil {
+		o.Now = time.Now
+	}
 	return o
 }
 
@@ -49,7 +62,8 @@ func (o Options) withDefaults() Options {
 func New(svc Service, opt Options) http.Handler {
 	opt = opt.withDefaults()
 	mux := http.NewServeMux()
-	strict := api.NewStrictHandlerWithOptions(&native{svc: svc, opt: opt}, nil, api.StrictHTTPServerOptions{
+	tokens := artifactTokens{key: opt.TokenKey, now: opt.Now}
+	strict := api.NewStrictHandlerWithOptions(&native{svc: svc, opt: opt, tokens: tokens}, nil, api.StrictHTTPServerOptions{
 		RequestErrorHandlerFunc:  func(w http.ResponseWriter, r *http.Request, err error) { writeError(w, r, bodyError(err, nil)) },
 		ResponseErrorHandlerFunc: writeError,
 	})
@@ -64,7 +78,7 @@ func New(svc Service, opt Options) http.Handler {
 		w.Write(api.Spec)
 	})
 	mux.HandleFunc("/", unknownRoute(mux))
-	return logRequests(opt.Logger, recoverPanics(guard(opt, mux)))
+	return logRequests(opt.Logger, recoverPanics(guard(opt, tokens, mux)))
 }
 
 // detach lets an operation that was begun go on when its client goes away: what it makes would otherwise be left half
@@ -72,7 +86,7 @@ func New(svc Service, opt Options) http.Handler {
 func detach(opt Options) api.MiddlewareFunc {
 	return func(next http.Handler) http.Handler {
 		return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
-			if r.Method == http.MethodGet || r.Pattern == "POST /v1/check" {
+			if r.Method == http.MethodGet || r.Method == http.MethodHead || r.Pattern == "POST /v1/check" || r.Pattern == "POST /v1/sandboxes/preview" {
 				next.ServeHTTP(w, r)
 				return
 			}

@@ -1,6 +1,7 @@
 package gateway
 
 import (
+	"context"
 	"crypto/sha256"
 	"crypto/subtle"
 	"net"
@@ -13,7 +14,7 @@ import (
 )
 
 // guard decides who may use the server at all.
-func guard(opt Options, next http.Handler) http.Handler {
+func guard(opt Options, tokens artifactTokens, next http.Handler) http.Handler {
 	want := sha256.Sum256([]byte(opt.Token))
 	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 		w.Header().Set("X-Content-Type-Options", "nosniff")
@@ -25,6 +26,14 @@ func guard(opt Options, next http.Handler) http.Handler {
 			return
 		case crossOrigin(r):
 			writeError(w, r, spore.Errorf(spore.CodeUnauthenticated, "requests from other web origins are not served"))
+			return
+		}
+		if id, token, shown := artifactGrant(r); shown {
+			if err := tokens.admit(id, token); err != nil {
+				writeError(w, r, err)
+				return
+			}
+			next.ServeHTTP(w, r.WithContext(context.WithValue(r.Context(), keyGrant, id)))
 			return
 		}
 		if opt.Token != "" && r.URL.Path != "/healthz" {

@@ -1,6 +1,7 @@
 package gateway
 
 import (
+	"cmp"
 	"context"
 	"net/http"
 	"strconv"
@@ -16,7 +17,7 @@ const (
 )
 
 var operations = map[spore.Operation]bool{
-	spore.OpCreate: true, spore.OpRedo: true, spore.OpCommit: true, spore.OpLegacy: true, spore.OpDelete: true, spore.OpSnapshotCreate: true,
+	spore.OpReplicate: true, spore.OpCreate: true, spore.OpRedo: true, spore.OpCommit: true, spore.OpLegacy: true, spore.OpDelete: true, spore.OpSnapshotCreate: true,
 	spore.OpSnapshotRollback: true, spore.OpSnapshotDelete: true, spore.OpFork: true, spore.OpFlatten: true,
 }
 
@@ -33,7 +34,7 @@ func (n *native) ListJobs(ctx context.Context, r api.ListJobsRequestObject) (api
 		return nil, err
 	}
 	found, next, err := n.svc.Jobs(ctx, center.JobQuery{
-		Statuses: p.Status, Operation: p.Operation, Resource: p.Resource, Sandbox: p.Sandbox, Limit: limit, PageToken: p.PageToken,
+		Statuses: p.Status, Operation: p.Operation, Resource: p.Resource, Sandbox: p.Sandbox, Node: p.Node, Owner: p.Owner, Limit: limit, PageToken: p.PageToken,
 	})
 	if err != nil {
 		return nil, err
@@ -42,11 +43,42 @@ func (n *native) ListJobs(ctx context.Context, r api.ListJobsRequestObject) (api
 }
 
 func (n *native) GetJob(ctx context.Context, r api.GetJobRequestObject) (api.GetJobResponseObject, error) {
-	j, err := n.svc.Job(ctx, r.ID)
+	d, err := n.svc.JobDetails(ctx, r.ID)
 	if err != nil {
 		return nil, err
 	}
-	return api.GetJob200JSONResponse(job(j)), nil
+	out := job(d.Job)
+	out.TemplateStatus, out.ArtifactStatus = d.TemplateStatus, d.ArtifactStatus
+	return api.GetJob200JSONResponse(out), nil
+}
+
+// snapshotOperations are the jobs that can be looked at as operations, and what they are called there.
+var snapshotOperations = map[spore.Operation]string{
+	spore.OpSnapshotCreate: "CREATE", spore.OpSnapshotRollback: "ROLLBACK", spore.OpSnapshotDelete: "DELETE",
+}
+
+func (n *native) GetOperation(ctx context.Context, r api.GetOperationRequestObject) (api.GetOperationResponseObject, error) {
+	unknown := spore.Errorf(spore.CodeNotFound, "there is no operation %q", r.ID).WithHint("spore job ls").Because(spore.ReasonOperationNotFound)
+	j, err := n.svc.Job(ctx, r.ID)
+	if spore.CodeOf(err) == spore.CodeNotFound {
+		return nil, unknown.WithCause(err)
+	}
+	if err != nil {
+		return nil, err
+	}
+	name, ok := snapshotOperations[j.Operation]
+	if !ok {
+		return nil, unknown
+	}
+	out := api.GetOperation200JSONResponse{
+		OperationID: j.ID, SnapshotID: j.ResourceID, SandboxID: j.SandboxID, RequestID: j.RequestID, Operation: name, Status: j.Status, Phase: j.Phase,
+		Progress: min(max(j.Progress, 0), 100), AttemptNo: j.AttemptNo, RetryOfJobID: j.RetryOfJobID,
+		ResourceType: cmp.Or(j.ResourceType, spore.KindSnapshot), ResourceID: j.ResourceID,
+	}
+	if e := job(j).Error; e != nil {
+		out.ErrorMessage = e.Message
+	}
+	return out, nil
 }
 
 func (n *native) CancelJob(ctx context.Context, r api.CancelJobRequestObject) (api.CancelJobResponseObject, error) {

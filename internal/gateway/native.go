@@ -14,18 +14,23 @@ import (
 
 // native serves the native API. Its methods are spread over the files named for their nouns.
 type native struct {
-	svc Service
-	opt Options
+	svc    Service
+	opt    Options
+	tokens artifactTokens
 }
 
 var _ api.StrictServerInterface = (*native)(nil)
 
-// streamed is the answer of an operation that writes its own events.
+// streamed is the answer of an operation that writes it itself.
 type streamed func(w http.ResponseWriter) error
 
 func (s streamed) VisitWatchJobResponse(w http.ResponseWriter) error      { return s(w) }
 func (s streamed) VisitInstallKernelResponse(w http.ResponseWriter) error { return s(w) }
 func (s streamed) VisitCheckResponse(w http.ResponseWriter) error         { return s(w) }
+func (s streamed) VisitGetMetricsResponse(w http.ResponseWriter) error    { return s(w) }
+
+func (s streamed) VisitGetArtifactContentResponse(w http.ResponseWriter) error  { return s(w) }
+func (s streamed) VisitHeadArtifactContentResponse(w http.ResponseWriter) error { return s(w) }
 
 const (
 	defaultLimit = 100

@@ -21,17 +21,69 @@ func (n *native) CreateSandbox(ctx context.Context, r api.CreateSandboxRequestOb
 	if err != nil {
 		return nil, err
 	}
-	life, err := n.lifetime(r.Body.TTLSeconds, r.Body.OnEnd)
+	req, err := n.createRequest(r.Body)
 	if err != nil {
 		return nil, err
 	}
-	s, err := n.svc.CreateSandbox(ctx, key, center.CreateRequest{
-		Template: r.Body.Template, TTL: life, OnEnd: r.Body.OnEnd, Env: r.Body.Env, Labels: r.Body.Labels,
-	})
+	s, err := n.svc.CreateSandbox(ctx, key, req)
 	if err != nil {
 		return nil, err
 	}
 	return api.CreateSandbox201JSONResponse(sandbox(s)), nil
+}
+
+func (n *native) createRequest(b *api.CreateRequest) (center.CreateRequest, error) {
+	life, err := n.lifetime(b.TTLSeconds, b.OnEnd)
+	if err != nil {
+		return center.CreateRequest{}, err
+	}
+	return center.CreateRequest{
+		Template: b.Template, TTL: life, OnEnd: b.OnEnd, Env: b.Env, Labels: b.Labels, Nodes: b.Nodes, PreferredNode: b.PreferredNode,
+	}, nil
+}
+
+func (n *native) PreviewSandbox(ctx context.Context, r api.PreviewSandboxRequestObject) (api.PreviewSandboxResponseObject, error) {
+	req, err := n.createRequest(r.Body)
+	if err != nil {
+		return nil, err
+	}
+	p, err := n.svc.PreviewSandbox(ctx, req)
+	if err != nil {
+		return nil, err
+	}
+	return api.PreviewSandbox200JSONResponse(preview(ctx, p)), nil
+}
+
+// preview is what a create would do, on the wire.
+func preview(ctx context.Context, p *center.Preview) api.Preview {
+	out := api.Preview{NodeID: p.NodeID, Candidates: make([]api.Candidate, 0, len(p.Candidates)), Stages: make([]api.StageTime, 0, len(p.Stages))}
+	for _, c := range p.Candidates {
+		out.Candidates = append(out.Candidates, api.Candidate{NodeID: c.NodeID, Address: c.Address, Fits: c.Fits, Why: c.Why, CompatStatus: c.Compat})
+	}
+	for _, s := range p.Stages {
+		out.Stages = append(out.Stages, api.StageTime{Stage: s.Stage, Microseconds: s.Took.Microseconds()})
+	}
+	if p.Template != nil {
+		t := template(p.Template)
+		out.Template = &t
+		out.Request = &api.CreateRequest{
+			Template: p.Request.Template, TTLSeconds: int64(p.Request.TTL / time.Second), OnEnd: p.Request.OnEnd, Env: p.Request.Env,
+			Labels: p.Request.Labels, Nodes: p.Request.Nodes, PreferredNode: p.Request.PreferredNode,
+		}
+	}
+	if p.Err != nil {
+		shown := shownError(ctx, p.Err)
+		out.Error = &shown
+	}
+	return out
+}
+
+func (n *native) ListSandboxRefs(ctx context.Context, r api.ListSandboxRefsRequestObject) (api.ListSandboxRefsResponseObject, error) {
+	found, err := n.refs(ctx, center.RefQuery{Sandbox: r.ID, All: r.Params.All, Limit: r.Params.Limit})
+	if err != nil {
+		return nil, err
+	}
+	return api.ListSandboxRefs200JSONResponse(*found), nil
 }
 
 func (n *native) ListSandboxes(ctx context.Context, r api.ListSandboxesRequestObject) (api.ListSandboxesResponseObject, error) {
@@ -39,7 +91,7 @@ func (n *native) ListSandboxes(ctx context.Context, r api.ListSandboxesRequestOb
 	if err := oneOf("state", spore.SandboxTransitions, p.State...); err != nil {
 		return nil, err
 	}
-	q := center.SandboxQuery{States: p.State, Template: p.Template, All: p.All, PageToken: p.PageToken}
+	q := center.SandboxQuery{States: p.State, Template: p.Template, Node: p.Node, All: p.All, PageToken: p.PageToken}
 	var err error
 	if q.Limit, err = pageLimit(p.Limit); err != nil {
 		return nil, err
