@@ -3,6 +3,7 @@ package gatewaytest
 import (
 	"cmp"
 	"context"
+	"encoding/json"
 	"net/http"
 	"time"
 
@@ -12,11 +13,20 @@ import (
 
 func (s *Service) template(ref string) (*spore.Template, error) {
 	for _, t := range s.templates {
-		if (t.ID == ref || t.Name == ref) && t.Status != spore.TemplateDeleted {
+		if (t.ID == ref || ref != "" && t.Name == ref) && t.Status != spore.TemplateDeleted {
 			return t, nil
 		}
 	}
-	return nil, spore.Errorf(spore.CodeNotFound, "there is no template or snapshot %q", ref).WithHint("spore template ls")
+	if name, tag, err := spore.ParseAlias("template", ref); err == nil {
+		if a := s.alias(name, tag); a != nil {
+			return s.template(a.TemplateID)
+		}
+	}
+	if ref == "" {
+		return nil, spore.Invalidf("template", "no template given").Because(spore.ReasonTemplateIDRequired)
+	}
+	e := spore.Errorf(spore.CodeNotFound, "there is no template or snapshot %q", ref).WithHint("spore template ls")
+	return nil, e.Because(spore.ReasonTemplateNotFound)
 }
 
 func (s *Service) addTemplate(t *spore.Template, op spore.Operation) (*spore.Template, *spore.Job, error) {
@@ -25,7 +35,7 @@ func (s *Service) addTemplate(t *spore.Template, op spore.Operation) (*spore.Tem
 			return nil, nil, err
 		}
 		if _, err := s.template(t.Name); err == nil {
-			return nil, nil, spore.Errorf(spore.CodeConflict, "the name %s is taken", t.Name)
+			return nil, nil, spore.Errorf(spore.CodeConflict, "the name %s is taken", t.Name).Because(spore.ReasonDuplicate)
 		}
 	}
 	if t.Kind == spore.KindSnapshot {
@@ -34,6 +44,10 @@ func (s *Service) addTemplate(t *spore.Template, op spore.Operation) (*spore.Tem
 		t.ID, t.Status = s.id(spore.TemplatePrefix, 24), spore.TemplatePending
 	}
 	t.Resources = t.Resources.WithDefaults()
+	t.Version, t.Engine, t.StorageBackend, t.RootfsSizeBytes = spore.DefaultTemplateVersion, "qemu", spore.StorageBackendLayers, 70<<20
+	if t.Request == nil {
+		t.Request = []byte("{}")
+	}
 	t.MemoryBytes, t.DiskBytes, t.CreatedAt, t.UpdatedAt = 24<<20, 1<<20, Start, Start
 	j := &spore.Job{ID: s.id(spore.JobPrefix, 24), Operation: op, ResourceType: t.Kind, ResourceID: t.ID, SandboxID: t.OriginSandbox, Status: spore.JobRunning, Phase: spore.PhasePulling, AttemptNo: 1, CreatedAt: Start, StartedAt: Start}
 	t.JobID = j.ID
@@ -52,7 +66,7 @@ func (s *Service) AddTemplate(name string) *spore.Template {
 	defer s.mu.Unlock()
 	t, j, err := s.addTemplate(&spore.Template{
 		Name: name, Kind: spore.KindTemplate, Image: spore.Image{Reference: "example.test/" + name + ":1", Digest: "sha256:00", Platform: "linux/amd64"},
-		ArtifactID: "rfs-000000000000000000000001", KernelID: "krn-000000000000000000000001",
+		ArtifactID: s.addArtifact("root filesystem of " + name).ID, KernelID: "krn-000000000000000000000001",
 		Process: spore.Process{Entrypoint: []string{"/bin/serve"}, Cmd: []string{"--all"}, Env: []string{"A=1"}, User: "app", WorkDir: "/srv"},
 		Labels:  map[string]string{"team": "red"},
 	}, spore.OpCreate)
@@ -91,6 +105,13 @@ func (s *Service) BuildTemplate(_ context.Context, key center.Idempotency, req c
 	if req.Image == "" {
 		return nil, nil, spore.Invalidf("image", "is empty")
 	}
+	if err := req.Replicas.Validate(); err != nil {
+		return nil, nil, err
+	}
+	defaults, err := json.Marshal(req.Defaults)
+	if err != nil {
+		return nil, nil, err
+	}
 	proc := spore.Process{Entrypoint: req.Process.Entrypoint, Cmd: req.Process.Cmd, Env: req.Process.Env}
 	if req.Process.User != nil {
 		proc.User = *req.Process.User
@@ -101,6 +122,8 @@ func (s *Service) BuildTemplate(_ context.Context, key center.Idempotency, req c
 	t, j, err := s.addTemplate(&spore.Template{
 		Name: req.Name, Kind: spore.KindTemplate, Image: spore.Image{Reference: req.Image}, Resources: res, Readiness: req.Readiness,
 		Process: proc, Labels: req.Labels, KernelID: req.KernelID, EgressCA: spore.EgressCA{Baked: len(req.EgressCA) > 0},
+		DisplayName: req.DisplayName, Author: req.Author, Reason: req.Reason, Retain: req.Retain, Policy: req.Policy, Replicas: req.Replicas,
+		Request: defaults,
 	}, spore.OpCreate)
 	if err == nil {
 		s.keep(key, t.ID)
@@ -117,7 +140,10 @@ func (s *Service) CommitSandbox(_ context.Context, key center.Idempotency, id st
 	if err != nil {
 		return nil, nil, err
 	}
-	return s.addTemplate(&spore.Template{Name: req.Name, Kind: spore.KindTemplate, ParentID: b.TemplateID, OriginSandbox: id, Labels: req.Labels}, spore.OpCommit)
+	return s.addTemplate(&spore.Template{
+		Name: req.Name, Kind: spore.KindTemplate, ParentID: b.TemplateID, OriginSandbox: id, Labels: req.Labels,
+		DisplayName: req.DisplayName, Author: req.Author, Reason: req.Reason, Retain: req.Retain, Policy: req.Policy, Replicas: req.Replicas,
+	}, spore.OpCommit)
 }
 
 func (s *Service) Template(_ context.Context, ref string) (*spore.Template, error) {
@@ -140,6 +166,9 @@ func (s *Service) Templates(_ context.Context, q center.TemplateQuery) ([]*spore
 	var found []*spore.Template
 	for _, t := range s.templates {
 		hidden := t.Ephemeral || t.Status == spore.TemplateDeleted || t.Status == spore.TemplateDeleting
+		if q.ID != "" && t.ID != q.ID || q.ParentID != "" && t.ParentID != q.ParentID || q.ArtifactID != "" && t.ArtifactID != q.ArtifactID {
+			continue
+		}
 		if hidden && !q.All || q.Kind != "" && t.Kind != q.Kind || q.Status != "" && t.Status != q.Status || q.Name != "" && t.Name != q.Name ||
 			q.OriginSandbox != "" && t.OriginSandbox != q.OriginSandbox || !hasLabels(t.Labels, q.Labels) {
 			continue
@@ -147,30 +176,6 @@ func (s *Service) Templates(_ context.Context, q center.TemplateQuery) ([]*spore
 		found = append(found, clone(t))
 	}
 	return page(found, q.Limit, q.PageToken)
-}
-
-func (s *Service) DeleteTemplate(_ context.Context, ref string, dryRun bool) (*center.Deletion, error) {
-	if err := s.enter("DeleteTemplate"); err != nil {
-		return nil, err
-	}
-	defer s.mu.Unlock()
-	t, err := s.template(ref)
-	if err != nil {
-		return nil, err
-	}
-	d := &center.Deletion{ID: t.ID, DryRun: dryRun, FreesBytes: t.MemoryBytes + t.DiskBytes}
-	for _, b := range s.sandboxes {
-		if b.TemplateID == t.ID && b.State != spore.SandboxKilled {
-			d.HeldBy = append(d.HeldBy, b.ID)
-		}
-	}
-	if len(d.HeldBy) > 0 {
-		d.FreesBytes, d.RetainBytes = 0, d.FreesBytes
-	}
-	if !dryRun {
-		t.Status = spore.TemplateDeleted
-	}
-	return d, nil
 }
 
 func (s *Service) CreateSandbox(ctx context.Context, key center.Idempotency, req center.CreateRequest) (*spore.Sandbox, error) {
@@ -197,6 +202,9 @@ func (s *Service) CreateSandbox(ctx context.Context, key center.Idempotency, req
 	if err := t.Startable(); err != nil {
 		return nil, err
 	}
+	if node := req.PreferredNode; node != "" && node != "local" {
+		return nil, spore.Errorf(spore.CodeConflict, "%s is not ready on %s", t.ID, node).Because(spore.ReasonNoReadyReplica)
+	}
 	b := s.addSandbox(t.ID, req.TTL, req.OnEnd, req.Env, req.Labels)
 	s.keep(key, b.ID)
 	return clone(b), nil
@@ -211,6 +219,7 @@ func (s *Service) addSandbox(template string, ttl time.Duration, onEnd spore.End
 		b.EndsAt = Start.Add(ttl)
 	}
 	s.sandboxes = append(s.sandboxes, b)
+	s.attach(b, "")
 	return b
 }
 
@@ -258,6 +267,9 @@ func (s *Service) Sandboxes(_ context.Context, q center.SandboxQuery) ([]*spore.
 	}
 	var found []*spore.Sandbox
 	for _, b := range s.sandboxes {
+		if q.Node != "" && b.NodeID != q.Node {
+			continue
+		}
 		if b.State == spore.SandboxKilled && !q.All || len(states) > 0 && !states[b.State] || q.Template != "" && b.TemplateID != q.Template || !hasLabels(b.Labels, q.Labels) {
 			continue
 		}

@@ -20,6 +20,7 @@ func (s *Service) KillSandbox(_ context.Context, id string) error {
 		return err
 	}
 	b.State = spore.SandboxKilled
+	s.release(b.ID, "sandbox killed")
 	return nil
 }
 
@@ -107,7 +108,10 @@ func (s *Service) CreateSnapshot(_ context.Context, key center.Idempotency, id s
 	if err != nil {
 		return nil, err
 	}
-	t, _, err := s.addTemplate(&spore.Template{Name: req.Name, Kind: spore.KindSnapshot, ParentID: b.TemplateID, OriginSandbox: id, Labels: req.Labels}, spore.OpSnapshotCreate)
+	t, _, err := s.addTemplate(&spore.Template{
+		Name: req.Name, Kind: spore.KindSnapshot, ParentID: b.TemplateID, OriginSandbox: id, Labels: req.Labels,
+		DisplayName: req.DisplayName, Author: req.Author, Reason: req.Reason, Retain: req.Retain,
+	}, spore.OpSnapshotCreate)
 	if err != nil {
 		return nil, err
 	}
@@ -124,6 +128,7 @@ func (s *Service) Rollback(_ context.Context, _ center.Idempotency, id, ref stri
 		}
 		b.TemplateID = t.ID
 		b.Generation++
+		s.attach(b, "rolled back")
 		return nil
 	})
 }
@@ -169,14 +174,15 @@ func (s *Service) end(j *spore.Job, err error) {
 	status := spore.TemplateReady
 	if err != nil {
 		e := spore.AsError(err)
-		j.Status, j.Error, status = spore.JobFailed, &spore.JobError{Code: e.Code, Message: e.Message, Hint: e.Hint}, spore.TemplateFailed
+		j.Status, j.Error, status = spore.JobFailed, &spore.JobError{Code: e.Code, Message: e.Message, Hint: e.Hint, Reason: e.Reason}, spore.TemplateFailed
 		if e.Code == spore.CodeCanceled {
 			j.Status = spore.JobCancelled
 		}
 	}
 	for _, t := range s.templates {
-		if t.ID == j.ResourceID {
+		if t.ID == j.ResourceID && !(j.Operation == spore.OpRedo && err != nil) { // a redo that fails leaves what serves
 			t.Status = status
+			s.placed(t, j, err)
 		}
 	}
 	s.notify()
@@ -222,7 +228,7 @@ func (s *Service) Jobs(_ context.Context, q center.JobQuery) ([]*spore.Job, stri
 	var found []*spore.Job
 	for _, j := range s.jobs {
 		if len(q.Statuses) > 0 && !slices.Contains(q.Statuses, j.Status) || q.Operation != "" && j.Operation != q.Operation ||
-			q.Resource != "" && j.ResourceID != q.Resource || q.Sandbox != "" && j.SandboxID != q.Sandbox {
+			q.Node != "" && j.NodeID != q.Node || q.Owner != "" && j.Owner != q.Owner || q.Resource != "" && j.ResourceID != q.Resource || q.Sandbox != "" && j.SandboxID != q.Sandbox {
 			continue
 		}
 		found = append(found, clone(j))
@@ -292,86 +298,4 @@ func (s *Service) WatchJob(ctx context.Context, id string, after int64, fn func(
 		}
 		s.mu.Lock()
 	}
-}
-
-func (s *Service) Kernels(context.Context) ([]center.Kernel, error) {
-	if err := s.enter("Kernels"); err != nil {
-		return nil, err
-	}
-	defer s.mu.Unlock()
-	return slices.Clone(s.kernels), nil
-}
-
-func (s *Service) InstallKernel(_ context.Context, _ center.KernelSource, progress func(string, int64, int64)) (*center.Kernel, error) {
-	if err := s.enter("InstallKernel"); err != nil {
-		return nil, err
-	}
-	defer s.mu.Unlock()
-	progress("download", 0, 100)
-	progress("download", 100, 100)
-	if s.Fail != nil {
-		if err := s.Fail("InstallKernel/unpack"); err != nil {
-			return nil, err
-		}
-	}
-	progress("unpack", 1, 1)
-	k := center.Kernel{ID: s.id(spore.KernelPrefix, 24), KernelVersion: "6.1.0-33-cloud-amd64", AgentVersion: "0.1.0", Bytes: 21 << 20, CreatedAt: Start}
-	s.kernels = append(s.kernels, k)
-	return &k, nil
-}
-
-func (s *Service) RemoveKernel(_ context.Context, id string) error {
-	if err := s.enter("RemoveKernel"); err != nil {
-		return err
-	}
-	defer s.mu.Unlock()
-	for i, k := range s.kernels {
-		if k.ID == id {
-			s.kernels = slices.Delete(s.kernels, i, i+1)
-			return nil
-		}
-	}
-	return spore.Errorf(spore.CodeNotFound, "there is no kernel %q", id)
-}
-
-func (s *Service) Check(_ context.Context, full bool, progress func(string, int64, int64)) (*spore.CheckReport, error) {
-	if err := s.enter("Check"); err != nil {
-		return nil, err
-	}
-	defer s.mu.Unlock()
-	progress("layers", 1, 2)
-	progress("layers", 2, 2)
-	r := &spore.CheckReport{Full: full, Objects: 2, Bytes: 4096}
-	if s.Fail != nil && s.Fail("Check/problem") != nil {
-		r.Problems = []spore.CheckProblem{{Object: "rfs-000000000000000000000001", Kind: "damaged", Detail: "frame 12 does not match its checksum", Hint: "build the template again"}}
-	}
-	return r, nil
-}
-
-func (s *Service) CollectGarbage(_ context.Context, dryRun bool) (*spore.GarbageReport, error) {
-	if err := s.enter("CollectGarbage"); err != nil {
-		return nil, err
-	}
-	defer s.mu.Unlock()
-	return &spore.GarbageReport{DryRun: dryRun, Bytes: 1 << 20, Items: []spore.GarbageItem{{ID: "rfs-000000000000000000000009", Kind: "artifact", Bytes: 1 << 20, Reason: "no template uses it"}}}, nil
-}
-
-func (s *Service) Explain(_ context.Context, id string) (*center.Explanation, error) {
-	if err := s.enter("Explain"); err != nil {
-		return nil, err
-	}
-	defer s.mu.Unlock()
-	t, err := s.template(id)
-	if err != nil {
-		return nil, err
-	}
-	return &center.Explanation{ID: t.ID, Kind: string(t.Kind), State: string(t.Status), StandsOn: []string{t.ArtifactID}, ExclusiveBytes: 25 << 20, SharedBytes: 70 << 20, ReclaimableBytes: 25 << 20}, nil
-}
-
-func (s *Service) Info(context.Context) (*center.Info, error) {
-	if err := s.enter("Info"); err != nil {
-		return nil, err
-	}
-	defer s.mu.Unlock()
-	return &center.Info{Version: "0.1.0", NodeID: "local", DataDir: "/var/lib/spore", Engine: "qemu", EngineVersion: "7.2.22", Accel: "tcg", AccelReason: "no KVM here", Running: len(s.sandboxes), MemoryMiB: 16384, MemoryInUse: 512, DiskFreeBytes: 1 << 37}, nil
 }

@@ -37,6 +37,12 @@ type Service struct {
 	jobs      []*spore.Job
 	logs      map[string][]spore.LogLine
 	kernels   []center.Kernel
+	refs      []*spore.RuntimeRef // oldest first
+	nodes     []*spore.Node
+	replicas  []*spore.Replica
+	aliases   []*spore.Alias
+	changes   []spore.AliasChange // oldest first
+	artifacts []*artifact
 	keys      map[string]keyed
 	calls     []string
 }
@@ -48,9 +54,10 @@ type keyed struct {
 
 var _ gateway.Service = (*Service)(nil)
 
-// New answers an empty Service with one kernel.
+// New answers an empty Service with one kernel and the nodes "local" and "n2".
 func New() *Service {
 	return &Service{
+		nodes:   []*spore.Node{newNode("local", ""), newNode("n2", "n2.example:7071")},
 		changed: make(chan struct{}), logs: map[string][]spore.LogLine{}, keys: map[string]keyed{},
 		kernels: []center.Kernel{{ID: "krn-000000000000000000000001", KernelVersion: "6.1.0-32-cloud-amd64", AgentVersion: "0.1.0", Bytes: 20 << 20, Default: true, CreatedAt: Start}},
 	}
