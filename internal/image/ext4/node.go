@@ -1,9 +1,12 @@
 // Package ext4 writes a tree of files as a read-only ext4 filesystem image: in one pass from front to end, without
-// root, mount or any tool, and with the same bytes for the same tree.
+// root, mount or any tool, and with the same bytes for the same tree. It also reads the files of an image that somebody
+// else wrote, hostile or not.
 //
 // A caller builds a tree of Nodes, lays it out with Plan, lets the Layout write everything but the content of files,
 // and writes that content itself at the places that Node.Locate names. The image has no journal and no free space;
 // all metadata lies in front of all file data, so that the file is written, and can be hashed, sequentially.
+//
+// A Reader is the other way about: it knows the filesystems that Plan makes and those that mkfs and a guest's kernel do.
 package ext4
 
 // File type bits of Node.Mode, as in stat(2).
