@@ -6,6 +6,7 @@ import (
 	"github.com/sporevm/spore/internal/vmm"
 	"github.com/sporevm/spore/internal/vmm/qemu"
 	"github.com/sporevm/spore/internal/vmm/sim"
+	"github.com/sporevm/spore/internal/vmm/sim/simguest"
 )
 
 // openEngine makes the hypervisor engine that cfg names. Whether KVM really runs a guest is tried with the newest kernel
@@ -21,7 +22,7 @@ func openEngine(cfg Config, dir string, kernels *kernel.Store) (vmm.Engine, erro
 		}
 		return qemu.New(opt)
 	case "sim":
-		return sim.New(sim.Options{Guest: newSimGuest().serve}), nil
+		return sim.New(sim.Options{Guest: simguest.New().Serve}), nil
 	}
 	return nil, spore.Invalidf("engine", "%q is not known", cfg.Engine).WithHint(`"qemu" or "sim"`)
 }

@@ -23,6 +23,7 @@ import (
 	"github.com/sporevm/spore/internal/testbed"
 	"github.com/sporevm/spore/internal/vmm"
 	"github.com/sporevm/spore/internal/vmm/sim"
+	"github.com/sporevm/spore/internal/vmm/sim/simguest"
 )
 
 // house is a center and a node on the simulated engine, whose faults and clock the test controls. All the rest is real.
@@ -108,7 +109,7 @@ func newHouse(t *testing.T, dir string, prepare ...func(*house)) *house {
 			t.Fatal(err)
 		}
 	}
-	engine := sim.New(sim.Options{Guest: newSimGuest().serve, Fault: func(ctx context.Context, id string, step sim.Step) error {
+	engine := sim.New(sim.Options{Guest: simguest.New().Serve, Fault: func(ctx context.Context, id string, step sim.Step) error {
 		if f := h.fault.Load(); f != nil {
 			return (*f)(ctx, id, step)
 		}

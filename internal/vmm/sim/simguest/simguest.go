@@ -1,7 +1,9 @@
-package daemon
+// Package simguest plays the agent of simulated VMs: enough of it for a machine to boot, greet, use and freeze them.
+package simguest
 
 import (
 	"context"
+	"encoding/binary"
 	"encoding/json"
 	"net"
 	"net/http"
@@ -17,9 +19,9 @@ import (
 	"github.com/sporevm/spore/internal/vmm/sim"
 )
 
-// simGuest plays the agent of simulated VMs: enough of it to be booted, greeted and frozen. Every command that it is
-// given ends at once, and well.
-type simGuest struct {
+// Players plays the agents of all VMs of an engine. Every command that one is given ends at once, and well, and is
+// counted in the guest's memory.
+type Players struct {
 	mu      sync.Mutex
 	waiting map[string]map[string]*waitingPort // by VM directory and port
 }
@@ -30,10 +32,11 @@ type waitingPort struct {
 	done chan struct{} // closed when the pair has been served
 }
 
-func newSimGuest() *simGuest { return &simGuest{waiting: map[string]map[string]*waitingPort{}} }
+// New returns what plays the guests of one engine: its Serve is sim.Options.Guest.
+func New() *Players { return &Players{waiting: map[string]map[string]*waitingPort{}} }
 
-// serve is called for each port; the one that comes second serves both.
-func (s *simGuest) serve(g *sim.Guest, port string, conn sim.Conn) {
+// Serve is called for each port; the one that comes second serves both.
+func (s *Players) Serve(g *sim.Guest, port string, conn sim.Conn) {
 	dir := g.Config().Dir
 	mine := &waitingPort{conn: conn, done: make(chan struct{})}
 	other := vmm.PortData
@@ -65,13 +68,13 @@ func (s *simGuest) serve(g *sim.Guest, port string, conn sim.Conn) {
 	}
 	streams := newStreams()
 	defer streams.Close()
-	go http.Serve(streams, simAgent()) // ends with streams
+	go http.Serve(streams, newAgent(g)) // ends with streams
 	link.NewServer(data, func(c net.Conn) { link.Dispatch(c, streams.give) }).Run(control)
 	data.Close()
 }
 
-// simAgent answers the internal routes as a guest would that has nothing to run.
-func simAgent() http.Handler {
+// newAgent answers the internal routes as a guest would that has nothing to run.
+func newAgent(g *sim.Guest) http.Handler {
 	answer := func(v any) http.HandlerFunc {
 		return func(w http.ResponseWriter, _ *http.Request) {
 			w.Header().Set("Content-Type", "application/json")
@@ -82,18 +85,34 @@ func simAgent() http.Handler {
 	mux.HandleFunc("POST /init", answer(agent.Facts{Agent: agent.Version}))
 	mux.HandleFunc("POST /configure", answer(agent.Entrypoint{State: agent.EntrypointNone}))
 	mux.HandleFunc("POST /quiesce", answer(struct{}{}))
+	mux.HandleFunc("POST /poweroff", func(w http.ResponseWriter, _ *http.Request) {
+		w.WriteHeader(http.StatusAccepted)
+		g.PowerOff()
+	})
 	mux.HandleFunc("GET /health", func(w http.ResponseWriter, _ *http.Request) { w.WriteHeader(http.StatusNoContent) })
 	mux.HandleFunc("GET /logs", func(http.ResponseWriter, *http.Request) {})
-	mux.Handle(processconnect.NewProcessHandler(simProcesses{}))
+	mux.Handle(processconnect.NewProcessHandler(processes{guest: g}))
 	return mux
 }
 
-// simProcesses is the process service of a guest that runs nothing.
-type simProcesses struct {
+// processes is the process service of a guest that runs nothing but counts what it was to run.
+type processes struct {
 	processconnect.UnimplementedProcessHandler
+	guest *sim.Guest
 }
 
-func (simProcesses) Start(_ context.Context, _ *connect.Request[process.StartRequest], out *connect.ServerStream[process.StartResponse]) error {
+// counterAt is where in memory the commands are counted.
+const counterAt = 8192
+
+func (p processes) Start(_ context.Context, _ *connect.Request[process.StartRequest], out *connect.ServerStream[process.StartResponse]) error {
+	var count [8]byte
+	if _, err := p.guest.ReadAt(count[:], counterAt); err != nil {
+		return err
+	}
+	binary.LittleEndian.PutUint64(count[:], binary.LittleEndian.Uint64(count[:])+1)
+	if _, err := p.guest.WriteAt(count[:], counterAt); err != nil {
+		return err
+	}
 	for _, e := range []*process.ProcessEvent{
 		{Event: &process.ProcessEvent_Start{Start: &process.ProcessEvent_StartEvent{Pid: 1}}},
 		{Event: &process.ProcessEvent_End{End: &process.ProcessEvent_EndEvent{Exited: true, Status: "exit status 0"}}},
