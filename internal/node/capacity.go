@@ -142,6 +142,14 @@ func (c *capacity) hold(id string, memoryMiB int) {
 	c.sum += memoryMiB
 }
 
+// has says whether a VM has a promise: it does from before it has a directory until that is gone.
+func (c *capacity) has(id string) bool {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	_, ok := c.promised[id]
+	return ok
+}
+
 // inUse is how much memory is promised, in MiB.
 func (c *capacity) inUse() int {
 	c.mu.Lock()

@@ -38,6 +38,12 @@ type Options struct {
 	Storage spore.StorageLimits
 }
 
+// generation is one of the VMs that a sandbox has.
+type generation struct {
+	sandbox string
+	number  int
+}
+
 // Node is one machine's rooms and VMs. Its methods may be called from many goroutines.
 type Node struct {
 	opt   Options
@@ -50,9 +56,12 @@ type Node struct {
 	holds    holds         // artifacts and kernels that something is about to stand on
 	closing  chan struct{} // closed by Close
 
+	recovering sync.Mutex // one Recover at a time
+
 	mu        sync.Mutex
-	recovered bool                // Recover is done
-	machines  map[string]*machine // by vmid, those that are or may become a sandbox's
+	starting  map[generation]chan struct{} // closed when the start that is under way is over
+	recovered bool                         // Recover is done
+	machines  map[string]*machine          // by vmid, those that are or may become a sandbox's
 	onExit    func(sandboxID string, generation int, reason string)
 }
 
@@ -81,7 +90,7 @@ func Open(ctx context.Context, opt Options) (*Node, error) {
 		return nil, err
 	}
 	n := &Node{
-		opt: opt, log: opt.Logger, cap: limits, guard: guard, closing: make(chan struct{}), machines: map[string]*machine{},
+		opt: opt, log: opt.Logger, cap: limits, guard: guard, closing: make(chan struct{}), machines: map[string]*machine{}, starting: map[generation]chan struct{}{},
 		reflinks: frozen.Reflinks(filepath.Join(opt.DataDir, "vms")), holds: newHolds(), onExit: func(string, int, string) {},
 	}
 	n.pool = newPool(n, opt.Pool)

@@ -11,6 +11,7 @@ import (
 	"golang.org/x/sync/errgroup"
 
 	"github.com/sporevm/spore"
+	"github.com/sporevm/spore/internal/vmm"
 )
 
 const (
@@ -22,8 +23,11 @@ const (
 
 // Recover takes over the VMs that an earlier server left: each that is the generation of a sandbox in want is adopted,
 // every other one (template boots, VMs of the pool, generations that do not count) is ended and cleared away. The answer
-// says, for each in want that could not be adopted, why. What is wrong with one VM stops none of the others.
+// says, for each in want that could not be adopted, why. What is wrong with one VM stops none of the others. VMs that
+// this server started or took over itself are left as they are.
 func (n *Node) Recover(ctx context.Context, want []*spore.Sandbox) (map[string]error, error) {
+	n.recovering.Lock()
+	defer n.recovering.Unlock()
 	r := recovery{node: n, wanted: map[string]int{}, failed: map[string]error{}, keep: map[string]bool{}}
 	for _, s := range want {
 		r.wanted[s.ID] = s.Generation
@@ -66,6 +70,17 @@ type recovery struct {
 // settle adopts or ends the VM in one directory.
 func (r *recovery) settle(ctx context.Context, id string) {
 	n := r.node
+	if n.knows(id) {
+		r.mu.Lock()
+		defer r.mu.Unlock()
+		r.keep[id] = true
+		for sandbox, generation := range r.wanted {
+			if m, err := n.machine(sandbox, generation); err == nil && m.id == id && m.vm.State() != vmm.StateExited {
+				delete(r.failed, sandbox)
+			}
+		}
+		return
+	}
 	o, err := readOwner(n.machineDir(id))
 	if err != nil && !errors.Is(err, fs.ErrNotExist) {
 		n.log.Error("the owner file of a VM cannot be read; the VM is taken for nobody's", "vm", id, "err", err)
@@ -90,6 +105,13 @@ func (r *recovery) settle(ctx context.Context, id string) {
 		return
 	}
 	n.log.Info("cleared away a VM that is nobody's", "vm", id, "sandbox", o.Sandbox, "generation", o.Generation)
+}
+
+// knows says whether a VM is one that this server deals with already.
+func (n *Node) knows(id string) bool {
+	n.mu.Lock()
+	defer n.mu.Unlock()
+	return n.machines[id] != nil || n.cap.has(id)
 }
 
 // claim says whether a VM is the one that counts for a sandbox; of two that say so, one is.

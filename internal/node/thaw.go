@@ -19,7 +19,19 @@ import (
 const greetTimeout = 2 * time.Minute
 
 // Start brings up one generation of a sandbox from a frozen state: out of the pool when it has one ready, else by a thaw.
+// One that runs already is left as it is: a call may arrive twice.
 func (n *Node) Start(ctx context.Context, s *spore.Sandbox, frozenID string) error {
+	over, err := n.begin(ctx, generation{s.ID, s.Generation})
+	if err != nil {
+		return err
+	}
+	defer over()
+	if m, err := n.machine(s.ID, s.Generation); err == nil {
+		if m.vm.State() == vmm.StateExited {
+			return spore.Errorf(spore.CodeConflict, "VM %d of sandbox %s has ended", s.Generation, s.ID).WithHint("start the next generation")
+		}
+		return ctx.Err()
+	}
 	release, err := n.guard.reserve("starting "+s.ID, 0, toStart) // a VM of the pool asks for no room itself
 	if err != nil {
 		return err
@@ -43,6 +55,31 @@ func (n *Node) Start(ctx context.Context, s *spore.Sandbox, frozenID string) err
 	n.add(m)
 	n.pool.used(frozenID)
 	return nil
+}
+
+// begin waits until no other call starts the same VM.
+func (n *Node) begin(ctx context.Context, g generation) (over func(), err error) {
+	for {
+		n.mu.Lock()
+		other, under := n.starting[g]
+		if !under {
+			mine := make(chan struct{})
+			n.starting[g] = mine
+			n.mu.Unlock()
+			return func() {
+				n.mu.Lock()
+				delete(n.starting, g)
+				n.mu.Unlock()
+				close(mine)
+			}, nil
+		}
+		n.mu.Unlock()
+		select {
+		case <-other:
+		case <-ctx.Done():
+			return nil, ctx.Err()
+		}
+	}
 }
 
 // thawMakingRoom is thaw for a VM that is wanted: those of the pool, which nobody uses yet, must not keep it away.
