@@ -158,22 +158,22 @@ func (n *Node) prepare(ctx context.Context, m *machine, t *spore.Template, note 
 	defer cancel()
 	a, err := m.connectWhileAlive(bootCtx)
 	if err != nil {
-		return m.unreached(err, "the guest did not boot")
+		return m.unreached(ctx, err, "the guest did not boot")
 	}
 	note(fmt.Sprintf("the agent answered after %s", time.Since(start).Round(time.Millisecond)))
 	if err := configure(bootCtx, a, t.Process, note); err != nil {
-		return err
+		return cmp.Or(ctx.Err(), err)
 	}
 	if err := m.ready(ctx, a, t.Readiness, note); err != nil {
 		return err
 	}
-	ctx, cancelSettle := context.WithTimeout(ctx, greetTimeout)
+	settleCtx, cancelSettle := context.WithTimeout(ctx, greetTimeout)
 	defer cancelSettle()
-	if err := a.Warm(ctx); err != nil { // what a first command needs is then in every thaw's memory
-		return m.unreached(err, "the guest did not run a command")
+	if err := a.Warm(settleCtx); err != nil { // what a first command needs is then in every thaw's memory
+		return m.unreached(ctx, err, "the guest did not run a command")
 	}
-	if err := a.Quiesce(ctx); err != nil {
-		return m.unreached(err, "the guest did not settle")
+	if err := a.Quiesce(settleCtx); err != nil {
+		return m.unreached(ctx, err, "the guest did not settle")
 	}
 	return nil
 }
@@ -242,7 +242,7 @@ func (m *machine) ready(ctx context.Context, a *guest.Agent, r spore.Readiness, 
 		return nil
 	}
 	if m.vm.State() == vmm.StateExited {
-		return m.unreached(m.vm.Err(), "the guest ended before it was ready")
+		return m.unreached(ctx, m.vm.Err(), "the guest ended before it was ready")
 	}
 	if ctx.Err() != nil {
 		return ctx.Err()

@@ -39,7 +39,9 @@ func TestConformance(t *testing.T) {
 				m := vm(t, id, generation)
 				a, err := m.connect(t.Context())
 				must(t, err)
-				must(t, a.Poweroff(t.Context(), 0))
+				if err := a.Poweroff(t.Context(), 0); err != nil {
+					t.Logf("the answer was lost with the guest: %v", err)
+				}
 				<-m.vm.Done()
 			},
 			Write: func(t *testing.T, id string, generation int) {

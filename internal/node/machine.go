@@ -229,8 +229,12 @@ func (n *Node) clear(id string) error {
 	return os.RemoveAll(dir)
 }
 
-// unreached says that the agent of a sandbox does not answer, with what the guest last wrote to its console.
-func (m *machine) unreached(err error, what string) error {
+// unreached says that the agent of a sandbox does not answer, with what the guest last wrote to its console. When the
+// caller's own context has ended it is not the guest's fault.
+func (m *machine) unreached(ctx context.Context, err error, what string) error {
+	if ctx.Err() != nil {
+		return ctx.Err()
+	}
 	if spore.CodeOf(err) == spore.CodeConflict {
 		return err
 	}

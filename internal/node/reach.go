@@ -6,6 +6,7 @@ import (
 	"net/http"
 
 	"github.com/sporevm/spore/internal/guest"
+	"github.com/sporevm/spore/internal/vmm"
 )
 
 // Agent answers a transport to the agent of a running sandbox.
@@ -13,6 +14,9 @@ func (n *Node) Agent(ctx context.Context, sandboxID string, generation int) (htt
 	m, err := n.machine(sandboxID, generation)
 	if err != nil {
 		return nil, err
+	}
+	if m.vm.State() == vmm.StateExited {
+		return nil, errDead
 	}
 	a, err := m.reach(ctx)
 	if err != nil {
@@ -41,11 +45,11 @@ func (n *Node) Logs(ctx context.Context, sandboxID string, generation int, conso
 
 // reach is connect for a sandbox that was greeted long ago: its guest answers soon or not at all.
 func (m *machine) reach(ctx context.Context) (*guest.Agent, error) {
-	ctx, cancel := context.WithTimeout(ctx, greetTimeout)
+	reaching, cancel := context.WithTimeout(ctx, greetTimeout)
 	defer cancel()
-	a, err := m.connect(ctx)
+	a, err := m.connect(reaching)
 	if err != nil {
-		return nil, m.unreached(err, "the agent of the sandbox does not answer")
+		return nil, m.unreached(ctx, err, "the agent of the sandbox does not answer")
 	}
 	return a, nil
 }

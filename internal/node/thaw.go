@@ -226,14 +226,14 @@ func (n *Node) config(ctx context.Context, id string, shape frozen.Shape, memory
 
 // greet waits for the agent and gives the guest an identity of its own: that of s, or a passing one for the pool.
 func (m *machine) greet(ctx context.Context, s *spore.Sandbox) error {
-	ctx, cancel := context.WithTimeout(ctx, greetTimeout)
+	greeting, cancel := context.WithTimeout(ctx, greetTimeout)
 	defer cancel()
-	a, err := m.connect(ctx)
+	a, err := m.connect(greeting)
 	if err == nil {
-		_, err = a.Greet(ctx, identity(s))
+		_, err = a.Greet(greeting, identity(s))
 	}
 	if err != nil {
-		return m.unreached(err, "the agent of a thawed guest did not answer")
+		return m.unreached(ctx, err, "the agent of a thawed guest did not answer")
 	}
 	return nil
 }
