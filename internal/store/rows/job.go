@@ -59,6 +59,10 @@ func (tx *Tx) InsertJob(j *spore.Job) error {
 
 // rival is an error when another job is active where j would be.
 func (tx *Tx) rival(j *spore.Job) error {
+	switch j.Operation {
+	case spore.OpFork, spore.OpSnapshotRollback, spore.OpReplicate: // nobody's rivals
+		return nil
+	}
 	if !j.Status.Active() {
 		return nil
 	}

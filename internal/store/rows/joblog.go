@@ -35,6 +35,7 @@ func (tx *Tx) JobLog(jobID string, after int64, limit int) ([]spore.LogLine, err
 		if _, err := tx.QueuePlace(jobID); err != nil {
 			return nil, err
 		}
+		return []spore.LogLine{}, nil
 	}
 	return lines, nil
 }

@@ -176,8 +176,11 @@ func (tx *Tx) UpdateTemplate(t *spore.Template) error {
 }
 
 func (tx *Tx) rewriteTemplate(t *spore.Template, fields []any) error {
-	if err := tx.pointedElsewhere(t); err != nil {
-		return err
+	if taken := tx.pointedElsewhere(t); taken != nil {
+		if err := templateStates.check(tx, t.Status, t.ID); err != nil {
+			return err
+		}
+		return taken
 	}
 	err := templateStates.writeAll(tx, t.Status, fields, t.ID)
 	if errors.Is(err, ErrUnique) {

@@ -99,6 +99,15 @@ func (m transition[S]) put(tx *Tx, next S, fields []any, key ...any) error {
 
 // refusal says why a row was not written.
 func (m transition[S]) refusal(tx *Tx, next S, key []any) error {
+	if err := m.check(tx, next, key...); err != nil {
+		return err
+	}
+	return spore.Errorf(spore.CodeConflict, "%s %s was changed by somebody else at the same time", m.noun, named(key)).
+		WithHint("look at it again, then repeat what you meant to do")
+}
+
+// check is an error when there is no such row, or its state forbids the next one.
+func (m transition[S]) check(tx *Tx, next S, key ...any) error {
 	var now string
 	found, err := tx.scalar(&now, "SELECT "+m.column+" FROM "+m.table+" WHERE "+equal(m.key), key...)
 	if err != nil {
@@ -107,11 +116,7 @@ func (m transition[S]) refusal(tx *Tx, next S, key []any) error {
 	if !found {
 		return unknown(m.noun, key...)
 	}
-	if err := m.machine.Check(m.noun+" "+named(key), S(now), next); err != nil {
-		return err
-	}
-	return spore.Errorf(spore.CodeConflict, "%s %s was changed by somebody else at the same time", m.noun, named(key)).
-		WithHint("look at it again, then repeat what you meant to do")
+	return m.machine.Check(m.noun+" "+named(key), S(now), next)
 }
 
 func (m transition[S]) noSuchState(next S, key []any) error {

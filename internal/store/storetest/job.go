@@ -26,7 +26,7 @@ func testJobs(t *testing.T, open Open) {
 		s := fresh(t, open)
 		view(t, s, func(tx store.Tx) error {
 			_, err := tx.Job("job-none")
-			wantCode(t, err, spore.CodeNotFound)
+			wantReason(t, err, spore.CodeNotFound, spore.ReasonOperationNotFound)
 			return nil
 		})
 		wantCode(t, s.Update(t.Context(), func(tx store.Tx) error { return tx.UpdateJob(sampleJob(1)) }), spore.CodeNotFound)
@@ -51,7 +51,7 @@ func testJobs(t *testing.T, open Open) {
 		active(nil)
 		wantCode(t, insert(first), "")
 		active(first)
-		wantCode(t, insert(second), spore.CodeBusy)
+		wantReason(t, insert(second), spore.CodeBusy, spore.ReasonInProgress)
 		first.Status = spore.JobRunning
 		update(t, s, func(tx store.Tx) error { return tx.UpdateJob(first) })
 		active(first)
@@ -60,6 +60,16 @@ func testJobs(t *testing.T, open Open) {
 		update(t, s, func(tx store.Tx) error { return tx.UpdateJob(first) })
 		active(nil)
 		wantCode(t, insert(second), "")
+		active(second)
+
+		// What only reads the resource, or changes a replica of it, is nobody's rival either.
+		for n, op := range []spore.Operation{spore.OpFork, spore.OpSnapshotRollback, spore.OpReplicate} {
+			for copy := range 2 {
+				j := sampleJob(20 + 2*n + copy)
+				j.ResourceID, j.Operation = first.ResourceID, op
+				wantCode(t, insert(j), "")
+			}
+		}
 		active(second)
 
 		for n := range 2 { // jobs without a resource are nobody's rivals
@@ -77,6 +87,7 @@ func testJobs(t *testing.T, open Open) {
 		}
 		rows[1].Status, rows[1].Operation = spore.JobRunning, spore.OpCommit
 		rows[2].Status, rows[2].SandboxID = spore.JobFailed, "s-two"
+		rows[3].NodeID, rows[3].Owner = "n-three", "c-three"
 		update(t, s, func(tx store.Tx) error {
 			var err error
 			for _, row := range rows {
@@ -94,6 +105,12 @@ func testJobs(t *testing.T, open Open) {
 			{"operation", store.JobFilter{Operation: spore.OpCommit}, []int{1}},
 			{"resource", store.JobFilter{ResourceID: rows[3].ResourceID}, []int{3}},
 			{"sandbox", store.JobFilter{SandboxID: "s-two"}, []int{2}},
+			{"sandbox and statuses", store.JobFilter{SandboxID: "s1", Statuses: []spore.JobStatus{spore.JobPending, spore.JobFailed}}, []int{3, 0}},
+			{"a status twice", store.JobFilter{Statuses: []spore.JobStatus{spore.JobFailed, spore.JobFailed}}, []int{2}},
+			{"statuses and operation", store.JobFilter{Statuses: []spore.JobStatus{spore.JobPending, spore.JobRunning}, Operation: spore.OpCommit}, []int{1}},
+			{"node", store.JobFilter{NodeID: "n-three"}, []int{3}},
+			{"owner", store.JobFilter{Owner: "c-three"}, []int{3}},
+			{"owner of none", store.JobFilter{Owner: "c-none"}, nil},
 		} {
 			var got []int
 			view(t, s, func(tx store.Tx) error {

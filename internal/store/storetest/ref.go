@@ -3,7 +3,6 @@ package storetest
 import (
 	"errors"
 	"testing"
-	"time"
 
 	"github.com/sporevm/spore"
 	"github.com/sporevm/spore/internal/store"
@@ -17,7 +16,7 @@ func testRefs(t *testing.T, open Open) {
 	ref := func(sandbox string, gen int) *spore.RuntimeRef {
 		return &spore.RuntimeRef{
 			TemplateID: template, SandboxID: sandbox, NodeID: "n", Binding: spore.BindingMemoryBacking, SandboxGen: gen,
-			Status: spore.RefReserved, Reason: "r", AttachedAt: at(1), ReleasedAt: at(2),
+			Status: spore.RefReserved, Reason: "r", AttachedAt: at(1), ReleasedAt: at(2), LeaseUntil: at(3), LastSeenAt: at(4), LastError: "e",
 		}
 	}
 	put := func(r *spore.RuntimeRef) error {
@@ -53,48 +52,34 @@ func testRefs(t *testing.T, open Open) {
 	stray.TemplateID = "tpl-none"
 	wantCode(t, put(stray), spore.CodeNotFound)
 
-	list := func(template, sandbox string, statuses ...spore.RuntimeRefStatus) (got []*spore.RuntimeRef) {
-		view(t, s, func(tx store.Tx) (err error) {
-			got, err = tx.Refs(template, sandbox, statuses...)
-			return err
-		})
-		return got
-	}
-	wantEqual(t, list("", ""), []*spore.RuntimeRef{first, next, others, again})
-	wantEqual(t, list(template, a.ID), []*spore.RuntimeRef{first, next, again})
-	wantEqual(t, list("", a.ID, spore.RefReleased, spore.RefActive), []*spore.RuntimeRef{first})
-	wantEqual(t, list(template, "", spore.RefReserved), []*spore.RuntimeRef{next, others, again})
-	wantEqual(t, list("tpl-none", ""), []*spore.RuntimeRef(nil))
-}
+	elsewhere := ref(b.ID, 9)
+	elsewhere.NodeID = "n2"
+	wantCode(t, put(elsewhere), "")
 
-func testReplicas(t *testing.T, open Open) {
-	s := fresh(t, open)
-	template := withTemplate(t, s)
-	replica := func(node string) *spore.Replica {
-		return &spore.Replica{
-			TemplateID: template, NodeID: node, Status: spore.ReplicaFailed, Phase: "p", ArtifactID: "a", LastJobID: "j", ErrorMessage: "e",
-			GuestImageVersion: "g", AgentVersion: "v", KernelVersion: "k", Engine: "qemu", StateFormat: "1", UpdatedAt: at(1),
-		}
-	}
-	one, two := replica("n1"), replica("n2")
-	update(t, s, func(tx store.Tx) error { return errors.Join(tx.PutReplica(two), tx.PutReplica(one)) })
-	one.Status, one.ErrorMessage, one.UpdatedAt = spore.ReplicaReady, "", time.Time{}
-	update(t, s, func(tx store.Tx) error { return tx.PutReplica(one) })
-	want := func(want ...*spore.Replica) {
-		t.Helper()
-		view(t, s, func(tx store.Tx) error {
-			got, err := tx.Replicas(template)
-			wantEqual(t, got, want)
-			return err
+	for _, c := range []struct {
+		name string
+		f    store.RefFilter
+		want []*spore.RuntimeRef
+	}{
+		{"all", store.RefFilter{}, []*spore.RuntimeRef{first, next, others, again, elsewhere}},
+		{"the first", store.RefFilter{Limit: 2}, []*spore.RuntimeRef{first, next}},
+		{"template and sandbox", store.RefFilter{TemplateID: template, SandboxID: a.ID}, []*spore.RuntimeRef{first, next, again}},
+		{"statuses", store.RefFilter{SandboxID: a.ID, Statuses: []spore.RuntimeRefStatus{spore.RefReleased, spore.RefActive}}, []*spore.RuntimeRef{first}},
+		{"status", store.RefFilter{TemplateID: template, Statuses: []spore.RuntimeRefStatus{spore.RefReserved}}, []*spore.RuntimeRef{next, others, again, elsewhere}},
+		{"node", store.RefFilter{NodeID: "n2"}, []*spore.RuntimeRef{elsewhere}},
+		{"node and status", store.RefFilter{NodeID: "n", Statuses: []spore.RuntimeRefStatus{spore.RefReserved}, Limit: 5}, []*spore.RuntimeRef{next, others, again}},
+		{"another template", store.RefFilter{TemplateID: "tpl-none"}, nil},
+	} {
+		t.Run(c.name, func(t *testing.T) {
+			view(t, s, func(tx store.Tx) error {
+				got, err := tx.Refs(c.f)
+				wantEqual(t, got, c.want)
+				n, countErr := tx.CountRefs(c.f)
+				wantEqual(t, n, len(c.want))
+				return errors.Join(err, countErr)
+			})
 		})
 	}
-	want(one, two)
-	update(t, s, func(tx store.Tx) error { return tx.DeleteReplica(template, "n1") })
-	update(t, s, func(tx store.Tx) error { return tx.DeleteReplica(template, "n1") }) // what is gone may be deleted again
-	want(two)
-	stray := replica("n1")
-	stray.TemplateID = "tpl-none"
-	wantCode(t, s.Update(t.Context(), func(tx store.Tx) error { return tx.PutReplica(stray) }), spore.CodeNotFound)
 }
 
 func testReplays(t *testing.T, open Open) {

@@ -62,7 +62,7 @@ func testSandboxes(t *testing.T, open Open) {
 			rows[i] = sampleSandbox(i, template)
 			rows[i].State = spore.SandboxRunning
 		}
-		rows[1].TemplateID, rows[1].EndsAt = other.ID, time.Time{}
+		rows[1].TemplateID, rows[1].EndsAt, rows[1].NodeID = other.ID, time.Time{}, "n-one"
 		rows[2].State, rows[2].Labels = spore.SandboxPaused, map[string]string{"x": "y"}
 		rows[3].State = spore.SandboxFailed
 		rows[4].State = spore.SandboxKilled
@@ -81,7 +81,13 @@ func testSandboxes(t *testing.T, open Open) {
 			{"plain", store.SandboxFilter{}, []int{3, 2, 1, 0}},
 			{"killed too", store.SandboxFilter{Killed: true}, []int{4, 3, 2, 1, 0}},
 			{"states", store.SandboxFilter{States: []spore.SandboxState{spore.SandboxPaused, spore.SandboxFailed}}, []int{3, 2}},
+			{"states and killed", store.SandboxFilter{States: []spore.SandboxState{spore.SandboxKilled, spore.SandboxPaused}, Killed: true}, []int{4, 2}},
+			{"killed, but not asked for", store.SandboxFilter{States: []spore.SandboxState{spore.SandboxKilled}}, nil},
 			{"template", store.SandboxFilter{TemplateID: other.ID}, []int{1}},
+			{"template and states", store.SandboxFilter{TemplateID: template, States: []spore.SandboxState{spore.SandboxRunning, spore.SandboxFailed}}, []int{3, 0}},
+			{"node", store.SandboxFilter{NodeID: "n-one"}, []int{1}},
+			{"label and states", store.SandboxFilter{Labels: map[string]string{"a": "b"}, States: []spore.SandboxState{spore.SandboxRunning, spore.SandboxPaused}}, []int{1, 0}},
+			{"ended and paused", store.SandboxFilter{EndsBefore: rows[3].EndsAt, States: []spore.SandboxState{spore.SandboxPaused, spore.SandboxFailed}}, []int{3, 2}},
 			{"label", store.SandboxFilter{Labels: map[string]string{"x": "y"}}, []int{2}},
 			{"ended", store.SandboxFilter{EndsBefore: rows[2].EndsAt}, []int{2, 0}},
 			{"none ended", store.SandboxFilter{EndsBefore: rows[0].EndsAt.Add(-1)}, nil},

@@ -31,10 +31,18 @@ func Run(t *testing.T, open Open) {
 		{"Sandboxes", testSandboxes},
 		{"Jobs", testJobs},
 		{"JobLog", testJobLog},
+		{"Aliases", testAliases},
+		{"Labels", testLabels},
 		{"Refs", testRefs},
 		{"Replicas", testReplicas},
+		{"Artifacts", testArtifacts},
+		{"Placements", testPlacements},
+		{"Nodes", testNodes},
+		{"Controllers", testControllers},
+		{"Leases", testLeases},
 		{"Replays", testReplays},
 		{"Paging", testPaging},
+		{"Pages", testPages},
 		{"Transitions", testTransitions},
 		{"Models", testModels},
 		{"Queue", testQueue},
@@ -85,6 +93,15 @@ func wantCode(t *testing.T, err error, code spore.Code) {
 	}
 }
 
+// wantReason is wantCode for an error that says what exactly it is.
+func wantReason(t *testing.T, err error, code spore.Code, reason spore.Reason) {
+	t.Helper()
+	wantCode(t, err, code)
+	if got := spore.AsError(err).Reason; got != reason {
+		t.Fatalf("reason %q, want %q; error: %v", got, reason, err)
+	}
+}
+
 func wantEqual(t *testing.T, got, want any) {
 	t.Helper()
 	if diff := cmp.Diff(want, got); diff != "" {
@@ -123,7 +140,12 @@ func sampleTemplate(n int) *spore.Template {
 			User: "me:us", WorkDir: "/w", StopSignal: "SIGTERM",
 		},
 		Readiness: spore.Readiness{Command: []string{"true"}, TCPPort: 1, HTTPPath: "/x", HTTPPort: 2, Timeout: 1500 * time.Millisecond},
-		ParentID:  "tpl-0", OriginSandbox: "s0", OriginNode: "n0",
+		Version:   "v2", Engine: "qemu", StorageBackend: "layers", DisplayName: "Näme for people", Retain: true, Policy: spore.PolicyGuestOnly,
+		Replicas: spore.ReplicaPolicy{
+			Nodes: []string{"n1", "n2"}, Selector: map[string]string{"zone": "a"}, Min: 1, Max: 3, Pinned: true,
+		},
+		RootfsSizeBytes: 1 << 33, Request: []byte(`{"ttlSeconds":60}`), Author: "me", Reason: "because",
+		ParentID: "tpl-0", OriginSandbox: "s0", OriginNode: "n0",
 		Labels:      map[string]string{"team": "a", "odd.key $[0]\"'": "odd %_ value"},
 		MemoryBytes: 1 << 40, DiskBytes: 7, LastError: "none", JobID: "job-0", CreatedAt: at(n), UpdatedAt: at(n + 1),
 	}
@@ -133,17 +155,57 @@ func sampleSandbox(n int, templateID string) *spore.Sandbox {
 	return &spore.Sandbox{
 		ID: fmt.Sprintf("s%020x", n), State: spore.SandboxCreating, StateReason: "why", TemplateID: templateID, NodeID: "n1", Generation: 3,
 		Resources: spore.Resources{VCPUs: 1, MemoryMiB: 128, DiskMiB: 64}, Labels: map[string]string{"a": "b"},
-		Env: map[string]string{"K": "V"}, Cold: true, FrozenID: "f", CreatedAt: at(n), UpdatedAt: at(n), EndsAt: at(n + 60), OnEnd: spore.EndPause,
+		Env: map[string]string{"K": "V"}, Cold: true, Origin: "job-1", FrozenID: "f", CreatedAt: at(n), UpdatedAt: at(n), EndsAt: at(n + 60), OnEnd: spore.EndPause,
 	}
 }
 
 func sampleJob(n int) *spore.Job {
 	return &spore.Job{
 		ID: fmt.Sprintf("job-%024x", n), Operation: spore.OpCreate, ResourceType: spore.KindTemplate, ResourceID: fmt.Sprintf("tpl-%d", n),
-		SandboxID: "s1", Status: spore.JobPending, Phase: spore.PhasePulling, Progress: 12,
+		SandboxID: "s1", Status: spore.JobPending, RequestID: "key", NodeID: "n1", ArtifactID: "rfs-1", Owner: "c1",
+		Redo:  spore.RedoPlan{Mode: spore.RedoNodes, Scope: []string{"n1", "n2"}, ResumePhase: spore.PhaseDistributing},
+		Nodes: spore.NodeCounts{Expected: 3, Ready: 1, Failed: 2}, Phase: spore.PhasePulling, Progress: 12,
 		Pull:      spore.PullProgress{BytesTotal: 9, BytesDone: 8, LayersTotal: 7, LayersDone: 6, BytesPerSecond: 5},
-		AttemptNo: 2, RetryOfJobID: "job-x", Error: &spore.JobError{Code: spore.CodeBusy, Message: "m", Field: "f", Hint: "h"},
+		AttemptNo: 2, RetryOfJobID: "job-x", Error: &spore.JobError{Code: spore.CodeBusy, Message: "m", Field: "f", Hint: "h", Reason: spore.ReasonInUse},
 		Request: []byte(`{"a":1}`), Result: []byte(`{"b":2}`), CancelAsked: true, CreatedAt: at(n), StartedAt: at(n + 1), FinishedAt: at(n + 2),
+	}
+}
+
+func sampleComponents() spore.Components {
+	return spore.Components{GuestImage: "krn-1", Agent: "a1", Kernel: "6.1", Engine: "7.2", StateFormat: "pc-7.2", CPU: "avx2 aes"}
+}
+
+func sampleReplica(templateID, nodeID string) *spore.Replica {
+	return &spore.Replica{
+		TemplateID: templateID, NodeID: nodeID, Status: spore.ReplicaFailed, Phase: spore.ReplicaPending, ArtifactID: "rfs-1", LastJobID: "job-1",
+		LastErrorPhase: spore.ReplicaDistributing, ErrorMessage: "e", CleanupRequired: true, Attempts: 3, RetryAt: at(5),
+		Bound: sampleComponents(), CompatStatus: spore.CompatStale, CompatPolicy: spore.PolicyStrict, CompatCheckedAt: at(4),
+		VerifiedAt: at(3), UpdatedAt: at(1),
+	}
+}
+
+func sampleArtifact(n int) *spore.Artifact {
+	return &spore.Artifact{
+		ID: fmt.Sprintf("rfs-%024x", n), Status: spore.ArtifactPending,
+		Image:    spore.Image{Reference: "example.org/a:b", Digest: "sha256:00ff", Platform: "linux/amd64"},
+		Process:  spore.Process{Entrypoint: []string{"/init"}, Cmd: []string{"x"}, Env: []string{"A=B"}, User: "u", WorkDir: "/", StopSignal: "SIGINT"},
+		EgressCA: spore.EgressCA{Baked: true, Fingerprint: "aa", TargetsWritten: 3},
+		Digest:   "sha256:ff", SizeBytes: 1 << 34, BuildJobID: "job-1", LastError: "e", UnusedAt: at(n + 2), TriedAt: at(n + 3),
+		CreatedAt: at(n), UpdatedAt: at(n + 1),
+	}
+}
+
+func sampleNode(n int) *spore.Node {
+	return &spore.Node{
+		ID: fmt.Sprintf("Node-%02d.example.org", n), Address: "10.0.0.1:7", State: spore.NodeReady, StateReason: "why", Draining: true,
+		Labels: map[string]string{"zone": "a"}, Engine: "qemu", Components: sampleComponents(),
+		Installed: []spore.Components{{GuestImage: "krn-0", Agent: "a0", Kernel: "6.0"}, {GuestImage: "krn-2"}},
+		VCPUs:     8, MemoryMiB: 1 << 14, MemoryPromisedMiB: 512, Sandboxes: 3,
+		Storage: spore.NodeStorage{
+			TotalBytes: 1 << 40, UsedBytes: 1 << 39, ReservedBytes: 7, Mode: spore.StorageWarn, Limits: spore.DefaultStorageLimits,
+			LastError: "e", MeasuredAt: at(2),
+		},
+		CreatedAt: at(n), UpdatedAt: at(n + 1), SeenAt: at(n + 2),
 	}
 }
 

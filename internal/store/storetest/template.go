@@ -27,10 +27,14 @@ func testTemplates(t *testing.T, open Open) {
 		s := fresh(t, open)
 		view(t, s, func(tx store.Tx) error {
 			_, err := tx.Template("tpl-none")
-			wantCode(t, err, spore.CodeNotFound)
-			for _, ref := range []string{"", "none", "tpl-none", "snap-none", "'; DROP TABLE templates; --"} {
+			wantReason(t, err, spore.CodeNotFound, spore.ReasonTemplateNotFound)
+			for _, ref := range []string{"", "none", "none:", ":tag", "a:b:c", "tpl-none", "'; DROP TABLE templates; --", "a\x00b", "\xff\xfe:\xff"} {
 				_, err = tx.FindTemplate(ref)
-				wantCode(t, err, spore.CodeNotFound)
+				wantReason(t, err, spore.CodeNotFound, spore.ReasonTemplateNotFound)
+			}
+			for _, find := range []func(string) (*spore.Template, error){tx.Template, tx.FindTemplate} {
+				_, err = find("snap-none")
+				wantReason(t, err, spore.CodeNotFound, spore.ReasonSnapshotNotFound)
 			}
 			return nil
 		})
@@ -45,14 +49,14 @@ func testTemplates(t *testing.T, open Open) {
 			return s.Update(t.Context(), func(tx store.Tx) error { return tx.InsertTemplate(row) })
 		}
 		wantCode(t, insert(first), "")
-		wantCode(t, insert(first), spore.CodeConflict)
-		wantCode(t, insert(second), spore.CodeConflict)
+		wantReason(t, insert(first), spore.CodeConflict, spore.ReasonDuplicate)
+		wantReason(t, insert(second), spore.CodeConflict, spore.ReasonDuplicate)
 
 		second.Name = "other"
 		wantCode(t, insert(second), "")
 		second.Name = first.Name
 		rename := func(tx store.Tx) error { return tx.UpdateTemplate(second) }
-		wantCode(t, s.Update(t.Context(), rename), spore.CodeConflict)
+		wantReason(t, s.Update(t.Context(), rename), spore.CodeConflict, spore.ReasonDuplicate)
 
 		// A row that is being deleted gives its name free, and is found by it no more.
 		first.Status = spore.TemplateDeleting
@@ -131,13 +135,18 @@ func testTemplates(t *testing.T, open Open) {
 		rows[3].Ephemeral = true
 		rows[4].Status = spore.TemplateDeleting
 		rows[5].Status = spore.TemplateDeleted
+		rows[0].DisplayName, rows[2].DisplayName, rows[2].ArtifactID = "shown", "shown", "rfs-two"
 		update(t, s, func(tx store.Tx) error {
 			for _, row := range rows {
 				if err := tx.InsertTemplate(row); err != nil {
 					return err
 				}
 			}
-			return nil
+			return errors.Join(
+				tx.PutAlias(spore.Alias{Name: "called", Tag: spore.DefaultTag, TemplateID: rows[1].ID}),
+				tx.PutAlias(spore.Alias{Name: "called", Tag: "v2", TemplateID: rows[2].ID}),
+				tx.PutAlias(spore.Alias{Name: "shown", Tag: "v1", TemplateID: rows[1].ID}),
+			)
 		})
 		for _, c := range []struct {
 			name string
@@ -153,6 +162,17 @@ func testTemplates(t *testing.T, open Open) {
 			{"status", store.TemplateFilter{Status: spore.TemplateReady}, []int{2}},
 			{"deleting", store.TemplateFilter{Status: spore.TemplateDeleting, Deleted: true}, []int{4}},
 			{"name", store.TemplateFilter{Name: "name-1"}, []int{1}},
+			{"name and kind", store.TemplateFilter{Name: "name-1", Kind: spore.KindTemplate}, nil},
+			{"name of a deleted one", store.TemplateFilter{Name: "name-5", Deleted: true}, []int{5}},
+			{"display name and alias", store.TemplateFilter{Name: "shown"}, []int{2, 1, 0}},
+			{"display name and label", store.TemplateFilter{Name: "shown", Labels: map[string]string{"n": "2"}}, []int{2}},
+			{"alias", store.TemplateFilter{Name: "called"}, []int{2, 1}},
+			{"alias with tag", store.TemplateFilter{Name: "called:v2"}, []int{2}},
+			{"alias with another tag", store.TemplateFilter{Name: "called:v3"}, nil},
+			{"id", store.TemplateFilter{ID: rows[1].ID}, []int{1}},
+			{"id of a deleted one", store.TemplateFilter{ID: rows[5].ID}, nil},
+			{"artifact", store.TemplateFilter{ArtifactID: "rfs-two"}, []int{2}},
+			{"created before", store.TemplateFilter{CreatedBefore: rows[2].CreatedAt}, []int{1, 0}},
 			{"origin", store.TemplateFilter{OriginSandbox: "s-origin"}, []int{2}},
 			{"parent", store.TemplateFilter{ParentID: "tpl-parent"}, []int{1}},
 			{"label", store.TemplateFilter{Labels: map[string]string{"n": "1"}}, []int{1}},
@@ -171,7 +191,10 @@ func testTemplates(t *testing.T, open Open) {
 					}
 				}
 				wantEqual(t, page, store.Page{})
-				return err
+				all, countErr := tx.CountTemplates(c.f, 100)
+				few, fewErr := tx.CountTemplates(c.f, 2)
+				wantEqual(t, []int{all, few}, []int{len(c.want), min(2, len(c.want))})
+				return errors.Join(err, countErr, fewErr)
 			})
 			t.Run(c.name, func(t *testing.T) { wantEqual(t, got, c.want) })
 		}

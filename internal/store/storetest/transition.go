@@ -67,7 +67,7 @@ func keptRefs(template, sandbox string) kept[spore.RuntimeRefStatus, *spore.Runt
 		status: func(r *spore.RuntimeRef) *spore.RuntimeRefStatus { return &r.Status },
 		insert: store.Tx.PutRef, update: store.Tx.PutRef,
 		read: func(tx store.Tx, r *spore.RuntimeRef) (*spore.RuntimeRef, error) {
-			list, err := tx.Refs("", r.SandboxID)
+			list, err := tx.Refs(store.RefFilter{SandboxID: r.SandboxID})
 			for _, ref := range list {
 				if ref.ID == r.ID {
 					return ref, err
@@ -76,6 +76,37 @@ func keptRefs(template, sandbox string) kept[spore.RuntimeRefStatus, *spore.Runt
 			return nil, err
 		},
 		touch: func(r *spore.RuntimeRef, n int) { r.Reason = fmt.Sprint(n) },
+	}
+}
+
+func keptReplicas(template string) kept[spore.ReplicaPhase, *spore.Replica] {
+	return kept[spore.ReplicaPhase, *spore.Replica]{
+		machine: spore.ReplicaTransitions, copy: shallow[spore.Replica],
+		make:   func(n int) *spore.Replica { return sampleReplica(template, fmt.Sprintf("n%d", n)) },
+		status: func(r *spore.Replica) *spore.ReplicaPhase { return &r.Phase },
+		insert: store.Tx.PutReplica, update: store.Tx.PutReplica,
+		read:  func(tx store.Tx, r *spore.Replica) (*spore.Replica, error) { return tx.Replica(r.TemplateID, r.NodeID) },
+		touch: func(r *spore.Replica, n int) { r.Attempts = n },
+	}
+}
+
+func keptArtifacts() kept[spore.ArtifactStatus, *spore.Artifact] {
+	return kept[spore.ArtifactStatus, *spore.Artifact]{
+		machine: spore.ArtifactTransitions, make: sampleArtifact, copy: shallow[spore.Artifact],
+		status: func(r *spore.Artifact) *spore.ArtifactStatus { return &r.Status },
+		insert: store.Tx.PutArtifact, update: store.Tx.PutArtifact,
+		read:  func(tx store.Tx, r *spore.Artifact) (*spore.Artifact, error) { return tx.Artifact(r.ID) },
+		touch: func(r *spore.Artifact, n int) { r.SizeBytes = int64(n) },
+	}
+}
+
+func keptNodes() kept[spore.NodeState, *spore.Node] {
+	return kept[spore.NodeState, *spore.Node]{
+		machine: spore.NodeTransitions, make: sampleNode, copy: shallow[spore.Node],
+		status: func(r *spore.Node) *spore.NodeState { return &r.State },
+		insert: store.Tx.PutNode, update: store.Tx.PutNode,
+		read:  func(tx store.Tx, r *spore.Node) (*spore.Node, error) { return tx.Node(r.ID) },
+		touch: func(r *spore.Node, n int) { r.Sandboxes = n },
 	}
 }
 
@@ -91,6 +122,12 @@ func testTransitions(t *testing.T, open Open) {
 		s := fresh(t, open)
 		everyPair(t, s, keptRefs(withSandbox(t, s)))
 	})
+	t.Run("Replicas", func(t *testing.T) {
+		s := fresh(t, open)
+		everyPair(t, s, keptReplicas(withTemplate(t, s)))
+	})
+	t.Run("Artifacts", func(t *testing.T) { everyPair(t, fresh(t, open), keptArtifacts()) })
+	t.Run("Nodes", func(t *testing.T) { everyPair(t, fresh(t, open), keptNodes()) })
 }
 
 func withSandbox(t *testing.T, s store.Store) (template, sandbox string) {
@@ -141,6 +178,12 @@ func testModels(t *testing.T, open Open) {
 		s := fresh(t, open)
 		follow(t, s, keptRefs(withSandbox(t, s)))
 	})
+	t.Run("Replicas", func(t *testing.T) {
+		s := fresh(t, open)
+		follow(t, s, keptReplicas(withTemplate(t, s)))
+	})
+	t.Run("Artifacts", func(t *testing.T) { follow(t, fresh(t, open), keptArtifacts()) })
+	t.Run("Nodes", func(t *testing.T) { follow(t, fresh(t, open), keptNodes()) })
 }
 
 func follow[S ~string, R any](t *testing.T, s store.Store, k kept[S, R]) {
