@@ -1,6 +1,7 @@
 package node
 
 import (
+	"context"
 	"io"
 	"log/slog"
 	"os"
@@ -32,10 +33,11 @@ func newRig(t *testing.T, engine vmm.Engine, pool int) *rig {
 	must(t, os.CopyFS(filepath.Join(r.dir, "kernels", b.ID), os.DirFS(filepath.Dir(b.VmlinuzPath()))))
 	r.open(t)
 	t.Cleanup(func() {
+		ctx := context.Background() // the test's own has ended
 		for _, m := range r.list() {
-			must(t, r.end(t.Context(), m))
+			must(t, r.end(ctx, m))
 		}
-		must(t, r.Close(t.Context()))
+		must(t, r.Close(ctx))
 		if left, err := os.ReadDir(filepath.Join(r.dir, "vms")); err != nil || len(left) > 0 {
 			t.Errorf("VMs that are left: %v, %v", left, err)
 		}
