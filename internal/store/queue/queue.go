@@ -21,6 +21,8 @@ import (
 
 // Config says how a queue works.
 type Config struct {
+	// ID is how the database tells the processes that share it apart. Where there is one only, it may be empty.
+	ID     string
 	Logger *slog.Logger
 	// Backoff is how long to wait after a failed attempt, counted from 1. Backoff, the function, when nil.
 	Backoff func(attempt int) time.Duration
@@ -45,7 +47,7 @@ func New[T any](driver riverdriver.Driver[T], config Config) (*Queue[T], error) 
 	if config.Backoff == nil {
 		config.Backoff = Backoff
 	}
-	inserts, err := river.NewClient(driver, &river.Config{Logger: quiet(config.Logger)})
+	inserts, err := river.NewClient(driver, &river.Config{Logger: quiet(config.Logger), FetchCooldown: fetchCooldown})
 	if err != nil {
 		return nil, fmt.Errorf("make the queue: %w", err)
 	}
@@ -129,6 +131,7 @@ func (q *Queue[T]) Start(ctx context.Context, workers int, run Run) error {
 		return fmt.Errorf("start the queue: %w", err)
 	}
 	client, err := river.NewClient(q.driver, &river.Config{
+		ID:                   q.config.ID,
 		Logger:               quiet(q.config.Logger),
 		Workers:              registry,
 		Queues:               map[string]river.QueueConfig{river.QueueDefault: {MaxWorkers: workers}},

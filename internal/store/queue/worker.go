@@ -8,6 +8,7 @@ import (
 	"log/slog"
 	"runtime/debug"
 	"sync"
+	"time"
 
 	"github.com/riverqueue/river"
 )
@@ -26,6 +27,9 @@ type worker[T any] struct {
 	run    Run
 }
 
+// notYet is how long a run waits that the database kept from beginning. It has not been an attempt.
+const notYet = time.Second
+
 var errCancelled = errors.New("the job was cancelled")
 
 // Work is called by River for each place whose turn has come.
@@ -39,7 +43,8 @@ func (w *worker[T]) Work(ctx context.Context, row *river.Job[place]) error {
 	// left its mark on the row.
 	cancelled, err := w.markedCancelled(ctx, row.ID)
 	if err != nil {
-		return err
+		logger.Warn("a job could not begin", "err", err)
+		return river.JobSnooze(notYet)
 	}
 	if cancelled {
 		return river.JobCancel(errCancelled)
