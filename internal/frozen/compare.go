@@ -85,31 +85,42 @@ func compareChains(ctx context.Context, a, b side, differs func(offset int64)) e
 }
 
 // mayDiffer lists where two chains need to be read: where the layers lie that only one of them has and, if their bases
-// differ, wherever either base holds data.
+// differ, wherever either base holds data that is not the very same on the disk.
 func mayDiffer(a, b side) ([]vmm.Range, error) {
 	shared := 0
+	var out []vmm.Range
 	if a.Base.Digest == b.Base.Digest {
 		for shared < min(len(a.Layers), len(b.Layers)) && a.Layers[shared].ID == b.Layers[shared].ID {
 			shared++
 		}
 	} else {
-		shared = -1
-	}
-	var out []vmm.Range
-	for _, s := range []side{a, b} {
-		for _, l := range s.view.layers[max(shared, 0):] {
-			out = union(out, l.covers())
-		}
-		if shared >= 0 {
-			continue
-		}
-		data, err := dataExtents(s.view.base.(*os.File))
-		if err != nil {
+		var err error
+		if out, err = basesDiffer(a.base.(*os.File), b.base.(*os.File)); err != nil {
 			return nil, err
 		}
-		out = union(out, data)
+	}
+	for _, s := range []side{a, b} {
+		for _, l := range s.view.layers[shared:] {
+			out = union(out, l.covers())
+		}
 	}
 	return out, nil
+}
+
+func basesDiffer(a, b *os.File) ([]vmm.Range, error) {
+	mine, err := dataExtents(a)
+	if err != nil {
+		return nil, err
+	}
+	theirs, err := dataExtents(b)
+	if err != nil {
+		return nil, err
+	}
+	same, err := sameBlocks(a, b)
+	if err != nil {
+		return nil, fmt.Errorf("find where %s and %s lie: %w", a.Name(), b.Name(), err)
+	}
+	return subtract(union(mine, theirs), same), nil
 }
 
 // covers lists where a layer lies.

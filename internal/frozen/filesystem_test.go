@@ -10,6 +10,7 @@ import (
 	"testing"
 
 	"github.com/sporevm/spore"
+	"github.com/sporevm/spore/internal/vmm"
 )
 
 // mountFS makes a file system of its own and mounts it for the length of the test.
@@ -89,6 +90,7 @@ func TestFileSystems(t *testing.T) {
 					t.Errorf("%s: %d bytes are shared by reflink", id, shared)
 				}
 			}
+			compareWhole(t, s, "snap-1", "snap-5", fs.reflink)
 			must[*Manifest](t)(s.Flatten(t.Context(), "snap-5", FlattenOptions{}))
 			r.expect(t, s, "snap-5")
 			must[*Manifest](t)(s.Flatten(t.Context(), "snap-5", FlattenOptions{ToBase: true}))
@@ -98,6 +100,29 @@ func TestFileSystems(t *testing.T) {
 				t.Errorf("problems: %+v", report.Problems)
 			}
 		})
+	}
+}
+
+// compareWhole holds the difference of two disks against their bytes. What they share on the disk is not read.
+func compareWhole(t *testing.T, s *Store, from, to string, reflink bool) {
+	t.Helper()
+	x, y := must[*Image](t)(s.OpenImage(t.Context(), from)), must[*Image](t)(s.OpenImage(t.Context(), to))
+	defer x.Close()
+	defer y.Close()
+	a, b := make([]byte, x.Manifest.Disk.Size), make([]byte, y.Manifest.Disk.Size)
+	if err := errors.Join(readFull(x.Disk(), a, 0), readFull(y.Disk(), b, 0)); err != nil {
+		t.Fatal(err)
+	}
+	got := must[*Difference](t)(Compare(t.Context(), x, y))
+	if want := totalLength(differing(a, b)); got.DiskBytes != want {
+		t.Errorf("%d bytes of the disk differ, it says %d", want, got.DiskBytes)
+	}
+	if !reflink {
+		return
+	}
+	read := must[[]vmm.Range](t)(basesDiffer(x.disk.base.(*os.File), y.disk.base.(*os.File)))
+	if data := must[[]vmm.Range](t)(dataExtents(y.disk.base.(*os.File))); totalLength(read) >= totalLength(data) {
+		t.Errorf("%d bytes of the disk are read of %d", totalLength(read), totalLength(data))
 	}
 }
 

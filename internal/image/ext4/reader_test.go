@@ -239,9 +239,8 @@ func TestReaderOfMounted(t *testing.T) {
 
 // journalTag is a block that a transaction of a journal holds.
 type journalTag struct {
-	block   uint32
-	data    []byte
-	escaped bool
+	block uint32
+	data  []byte
 }
 
 // journalBlock makes a block of a journal.

@@ -62,14 +62,6 @@ func Open(artifact string, lower, disk *ext4.Reader) (*Tree, error) {
 // dir is a directory of either layer, or of both.
 type dir struct{ upper, lower *ext4.Inode }
 
-// inode is what counts for the directory's own attributes.
-func (d dir) inode() *ext4.Inode {
-	if d.upper != nil {
-		return d.upper
-	}
-	return d.lower
-}
-
 // file is what one name stands for.
 type file struct {
 	*ext4.Inode
