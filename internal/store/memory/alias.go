@@ -1,7 +1,6 @@
 package memory
 
 import (
-	"math"
 	"strings"
 
 	"github.com/sporevm/spore"
@@ -11,8 +10,8 @@ import (
 var aliases = layout[spore.Alias]{
 	key: func(a *spore.Alias) key { return key{a: a.Name, b: a.Tag} },
 	indexes: []index[spore.Alias]{
-		// No name has a slash, so name and tag are one text without ambiguity, in the order of both.
-		aliasTemplate: func(a *spore.Alias) (key, bool) { return key{a: a.TemplateID, b: a.Name + "/" + a.Tag}, true },
+		// The zero byte is below all others, so the text is in the order of name and tag.
+		aliasTemplate: func(a *spore.Alias) (key, bool) { return key{a: a.TemplateID, b: a.Name + "\x00" + a.Tag}, true },
 	},
 }
 
@@ -85,7 +84,7 @@ func (tx *tx) dropAliasesOf(t *spore.Template) {
 	}
 	for _, a := range gone {
 		aliases.drop(&tx.state.aliases, tx.edit, a)
-		tx.remember(keepAlias(spore.Alias{Name: a.Name, Tag: a.Tag, Reason: "its template was deleted", UpdatedAt: t.UpdatedAt}))
+		tx.remember(keepAlias(spore.Alias{Name: a.Name, Tag: a.Tag, Reason: "what it pointed at was deleted: " + t.ID, UpdatedAt: t.UpdatedAt}))
 	}
 }
 
@@ -116,7 +115,7 @@ func (tx *tx) Aliases(f store.AliasFilter) ([]*spore.Alias, store.Page, error) {
 	switch {
 	case f.TemplateID != "":
 		l.rows, l.span = all.indexes[aliasTemplate], group(f.TemplateID)
-		l.place = func(k key) key { return key{a: f.TemplateID, b: k.a + "/" + k.b} }
+		l.place = func(k key) key { return key{a: f.TemplateID, b: k.a + "\x00" + k.b} }
 	case f.Name != "":
 		l.span = group(f.Name)
 	}
@@ -127,8 +126,8 @@ func (tx *tx) AliasHistory(name, tag string, limit int) ([]spore.AliasChange, er
 	if err := tx.readable(); err != nil {
 		return nil, err
 	}
-	if limit <= 0 {
-		limit = math.MaxInt
+	if limit <= 0 || limit > maxLimit {
+		limit = maxLimit
 	}
 	var list []spore.AliasChange
 	for c := range tx.state.history.rows.down(group(name)) {

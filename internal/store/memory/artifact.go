@@ -35,16 +35,16 @@ func (tx *tx) PutArtifact(a *spore.Artifact) error {
 	if err := tx.writable(); err != nil {
 		return err
 	}
-	to := a.Status
-	from := &to
-	if old := tx.artifact(a.ID); old != nil {
-		from = &old.Status
-	}
-	if err := transition(spore.ArtifactTransitions, "artifact", a.ID, from, to); err != nil {
+	if err := exists(spore.ArtifactTransitions, "artifact", a.ID, a.Status); err != nil {
 		return err
 	}
 	if a.ID == "" {
 		return broken("artifact", a.ID, "it has no id")
+	}
+	if old := tx.artifact(a.ID); old != nil {
+		if err := transition(spore.ArtifactTransitions, "artifact", a.ID, &old.Status, a.Status); err != nil {
+			return err
+		}
 	}
 	artifacts.put(&tx.state.artifacts, tx.edit, keepArtifact(a))
 	return nil

@@ -73,6 +73,7 @@ func (tx *tx) Fence(id string) error {
 	for _, l := range tx.leasesOf(id) {
 		leases.drop(&tx.state.leases, tx.edit, l)
 	}
+	tx.revive(false)
 	return nil
 }
 

@@ -40,7 +40,9 @@ type Options struct {
 	Backoff func(attempt int) time.Duration // how long a failed job waits; 1, 2, 4, ... seconds, at most a minute, when nil
 	// Now is the time; time.Now when nil. A store with another clock than that is for stepping.
 	Now func() time.Time
-	// Controller is who opens the store. Runs of a store whose controller is fenced count as dead.
+	// Controller is who opens the store. It must have beaten before Work. Its runs are taken over by others when it is fenced, and
+	// not before, even if the store was closed or killed. The runs of a nameless store are taken over at the next Work of another
+	// once it is closed or killed.
 	Controller string
 	// Alone says that no other store is at work on the database: whatever runs in it when work begins has died.
 	Alone bool

@@ -17,3 +17,11 @@ func TestConformance(t *testing.T) {
 		return db.(*memory.Database).Open(memory.Options{Logger: slog.New(slog.DiscardHandler), Backoff: storetest.Backoff, Alone: true})
 	})
 }
+
+func TestShared(t *testing.T) {
+	storetest.RunShared(t, func(t *testing.T) (a, b store.Store) {
+		db := memory.New()
+		opt := memory.Options{Logger: slog.New(slog.DiscardHandler), Backoff: storetest.Backoff}
+		return db.Open(opt), db.Open(opt)
+	})
+}

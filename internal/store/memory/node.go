@@ -10,16 +10,16 @@ func (tx *tx) PutNode(n *spore.Node) error {
 	if err := tx.writable(); err != nil {
 		return err
 	}
-	to := n.State
-	from := &to
-	if old := tx.state.nodes.rows.get(nodes.key(n)); old != nil {
-		from = &old.State
-	}
-	if err := transition(spore.NodeTransitions, "node", n.ID, from, to); err != nil {
+	if err := exists(spore.NodeTransitions, "node", n.ID, n.State); err != nil {
 		return err
 	}
 	if n.ID == "" {
 		return broken("node", n.ID, "it has no id")
+	}
+	if old := tx.state.nodes.rows.get(nodes.key(n)); old != nil {
+		if err := transition(spore.NodeTransitions, "node", n.ID, &old.State, n.State); err != nil {
+			return err
+		}
 	}
 	nodes.put(&tx.state.nodes, tx.edit, keepNode(n))
 	return nil

@@ -35,10 +35,14 @@ type run struct {
 
 var errCancelled = errors.New("the job was cancelled")
 
-// dead says whether a run has died with its store, or with the store's controller.
+// dead says whether a run is nobody's any more. The run of a controller is its own until it is fenced, however long it may have
+// been silent; that of a nameless store, until the store is closed.
 func (r *run) dead(tx *tx) bool {
-	c := tx.controller(r.store.opt.Controller)
-	return r.store.closed.Load() || c != nil && c.Fenced
+	if id := r.store.opt.Controller; id != "" {
+		c := tx.controller(id)
+		return c == nil || c.Fenced
+	}
+	return r.store.closed.Load()
 }
 
 var places = layout[place]{
@@ -93,21 +97,33 @@ func (s *Store) first() (p place, ok bool) {
 	return place{}, false
 }
 
-// begin starts a run of a place, whose turn it is.
-func (tx *tx) begin(p *place, w *work) *run {
+var errNotDue = errors.New("the job is not due")
+
+// begin starts the run of a job that is due. A fenced controller begins nothing: it could do nothing any more.
+func (tx *tx) begin(jobID string, w *work) (*run, error) {
+	if c := tx.controller(tx.store.opt.Controller); c != nil && c.Fenced {
+		return nil, fenced(c.ID)
+	}
+	p := tx.place(jobID)
+	if p == nil || p.run != nil || p.due.After(tx.store.opt.Now()) {
+		return nil, errNotDue
+	}
 	next := *p
 	next.attempt++
 	next.run = &run{store: tx.store, job: p.job, attempt: next.attempt, last: next.attempt >= p.attempts}
 	next.run.ctx, next.run.cancel = context.WithCancelCause(w.ctx)
 	tx.putPlace(next)
-	return next.run
+	return next.run, nil
 }
 
-// revive puts the places of runs that have died back in line.
-func (tx *tx) revive() {
+// revive puts the places of runs that are nobody's back in line. When work starts, so are those that the same controller
+// seems to have under way.
+func (tx *tx) revive(starting bool) {
+	own := tx.store.opt.Controller
 	var dead []*place
 	for p := range tx.state.places.indexes[placeRunning].up(everything) {
-		if tx.store.opt.Alone || p.run.dead(tx) {
+		left := starting && (tx.store.opt.Alone || own != "" && p.run.store.opt.Controller == own)
+		if left || p.run.dead(tx) {
 			dead = append(dead, p)
 		}
 	}

@@ -10,7 +10,7 @@ var replicas = layout[spore.Replica]{
 	indexes: []index[spore.Replica]{
 		replicaNode: func(r *spore.Replica) (key, bool) { return key{a: r.NodeID, b: r.TemplateID}, true },
 		replicaArtifact: func(r *spore.Replica) (key, bool) {
-			return key{a: r.ArtifactID, b: r.TemplateID + "/" + r.NodeID}, r.ArtifactID != ""
+			return key{a: r.ArtifactID, b: r.TemplateID + "\x00" + r.NodeID}, r.ArtifactID != ""
 		},
 	},
 }
@@ -20,8 +20,11 @@ const (
 	replicaArtifact
 )
 
+// named is what messages call a replica.
+func named(templateID, nodeID string) string { return templateID + " on node " + nodeID }
+
 func checkReplica(r *spore.Replica) error {
-	id := r.TemplateID + " on " + r.NodeID
+	id := named(r.TemplateID, r.NodeID)
 	switch {
 	case r.Status != spore.ReplicaReady && r.Status != spore.ReplicaFailed:
 		return broken("replica", id, "there is no such status")
@@ -40,16 +43,17 @@ func (tx *tx) PutReplica(r *spore.Replica) error {
 	if err := tx.writable(); err != nil {
 		return err
 	}
-	to := r.Phase
-	from := &to
-	if old := tx.state.replicas.rows.get(replicas.key(r)); old != nil {
-		from = &old.Phase
-	}
-	if err := transition(spore.ReplicaTransitions, "replica", r.TemplateID+" on "+r.NodeID, from, to); err != nil {
+	id := named(r.TemplateID, r.NodeID)
+	if err := exists(spore.ReplicaTransitions, "replica", id, r.Phase); err != nil {
 		return err
 	}
 	if err := checkReplica(r); err != nil {
 		return err
+	}
+	if old := tx.state.replicas.rows.get(replicas.key(r)); old != nil {
+		if err := transition(spore.ReplicaTransitions, "replica", id, &old.Phase, r.Phase); err != nil {
+			return err
+		}
 	}
 	if tx.template(r.TemplateID) == nil {
 		return unknown("template", r.TemplateID)
@@ -64,7 +68,7 @@ func (tx *tx) Replica(templateID, nodeID string) (*spore.Replica, error) {
 	}
 	r := tx.state.replicas.rows.get(key{a: templateID, b: nodeID})
 	if r == nil {
-		return nil, unknown("replica", templateID+" on "+nodeID)
+		return nil, unknown("replica", named(templateID, nodeID))
 	}
 	return copyReplica(r), nil
 }

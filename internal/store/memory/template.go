@@ -52,10 +52,13 @@ func (tx *tx) InsertTemplate(t *spore.Template) error {
 	if err := tx.writable(); err != nil {
 		return err
 	}
+	if err := tx.pointedElsewhere(t); err != nil {
+		return err
+	}
 	if err := checkTemplate(t); err != nil {
 		return err
 	}
-	if tx.state.templates.rows.get(key{a: t.ID}) != nil {
+	if tx.template(t.ID) != nil {
 		return spore.Errorf(spore.CodeConflict, "the id %s is taken", t.ID).Because(spore.ReasonDuplicate)
 	}
 	if err := tx.nameTaken(t); err != nil {
@@ -65,7 +68,7 @@ func (tx *tx) InsertTemplate(t *spore.Template) error {
 	return nil
 }
 
-// nameTaken is an error when t is live and its name is another live template's or an alias.
+// nameTaken is an error when t is live and its name is another live template's.
 func (tx *tx) nameTaken(t *spore.Template) error {
 	if t.Name == "" || !templateLive(t) {
 		return nil
@@ -73,6 +76,14 @@ func (tx *tx) nameTaken(t *spore.Template) error {
 	if other := tx.state.templates.indexes[templateName].get(key{a: t.Name}); other != nil && other.ID != t.ID {
 		return spore.Errorf(spore.CodeConflict, "the name %s is taken by %s", t.Name, other.ID).
 			WithHint("choose another name, or delete %s first", other.ID).Because(spore.ReasonDuplicate)
+	}
+	return nil
+}
+
+// pointedElsewhere is an error when t is live and its name is an alias.
+func (tx *tx) pointedElsewhere(t *spore.Template) error {
+	if t.Name == "" || !templateLive(t) {
+		return nil
 	}
 	for a := range tx.state.aliases.rows.up(group(t.Name)) {
 		return spore.Errorf(spore.CodeConflict, "the name %s is taken by the alias %s", t.Name, a.Label()).
@@ -132,6 +143,9 @@ func (tx *tx) UpdateTemplate(t *spore.Template) error {
 		from = &old.Status
 	}
 	if err := transition(spore.TemplateTransitions, "template", t.ID, from, t.Status); err != nil {
+		return err
+	}
+	if err := tx.pointedElsewhere(t); err != nil {
 		return err
 	}
 	if err := checkTemplate(t); err != nil {

@@ -87,8 +87,8 @@ func broken(noun string, id any, rule string) error {
 
 // transition says whether a row may go to a state. from is nil when there is no row.
 func transition[S ~string](machine spore.Transitions[S], noun string, id any, from *S, to S) error {
-	if _, known := machine[to]; !known {
-		return spore.Errorf(spore.CodeConflict, "%s %v cannot become %q: there is no such state", noun, id, to)
+	if err := exists(machine, noun, id, to); err != nil {
+		return err
 	}
 	switch {
 	case from == nil:
@@ -97,6 +97,14 @@ func transition[S ~string](machine spore.Transitions[S], noun string, id any, fr
 		return nil
 	}
 	return machine.Check(noun+" "+fmt.Sprint(id), *from, to)
+}
+
+// exists is an error when there is no such state.
+func exists[S ~string](machine spore.Transitions[S], noun string, id any, to S) error {
+	if _, known := machine[to]; !known {
+		return spore.Errorf(spore.CodeConflict, "%s %v cannot become %q: there is no such state", noun, id, to)
+	}
+	return nil
 }
 
 // birth says whether a row may be in a state when it is inserted.

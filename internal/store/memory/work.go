@@ -47,7 +47,7 @@ func (s *Store) Work(ctx context.Context, workers int, fn func(ctx context.Conte
 		store: s, run: fn, workers: workers, bell: make(chan struct{}, 1), halted: make(chan struct{}), idle: make(chan struct{}),
 	}
 	w.ctx, w.cancel = context.WithCancel(ctx)
-	if err := s.quietly(func(tx *tx) { tx.revive() }); err != nil {
+	if err := s.quietly(func(tx *tx) { tx.revive(true) }); err != nil {
 		return err
 	}
 	s.working.Store(w)
@@ -115,7 +115,7 @@ func (w *work) start() (next time.Time, waits bool) {
 		switch {
 		case errors.Is(err, errNotDue): // another store was faster
 			continue
-		case err != nil: // the store was closed
+		case err != nil: // the store was closed, or its controller fenced
 			return time.Time{}, false
 		}
 		go func() {
@@ -132,8 +132,6 @@ func (w *work) free() bool {
 	return w.busy < w.workers && w.ctx.Err() == nil
 }
 
-var errNotDue = errors.New("the job is not due")
-
 // begin begins the run of a job that is due. What it answers must be performed, and then done.
 func (w *work) begin(jobID string) (*run, error) {
 	w.mu.Lock()
@@ -142,13 +140,9 @@ func (w *work) begin(jobID string) (*run, error) {
 		return nil, ErrClosed
 	}
 	var r *run
-	_, err := w.store.update(context.Background(), func(tx *tx) error {
-		p := tx.place(jobID)
-		if p == nil || p.run != nil || p.due.After(w.store.opt.Now()) {
-			return errNotDue
-		}
-		r = tx.begin(p, w)
-		return nil
+	_, err := w.store.update(context.Background(), func(tx *tx) (err error) {
+		r, err = tx.begin(jobID, w)
+		return err
 	})
 	if err != nil {
 		return nil, err
