@@ -4,6 +4,7 @@ import (
 	"context"
 	"path/filepath"
 	"sync"
+	"sync/atomic"
 	"testing"
 
 	"github.com/sporevm/spore"
@@ -14,51 +15,48 @@ import (
 	"github.com/sporevm/spore/internal/vmm/sim/simguest"
 )
 
-var _ center.Node = (*Node)(nil)
-
-// TestConformance holds a real node, on VMs that are simulated, to what the center relies on.
+// TestConformance runs what the center relies on against a node whose files are real and whose guests are not.
 func TestConformance(t *testing.T) {
-	image := testbed.Ref(testbed.Image(t, testbed.Static))
+	spec := spore.ArtifactSpec{Reference: testbed.Ref(testbed.Image(t, testbed.Static))}
 	nodetest.Run(t, func(t *testing.T) nodetest.Machine {
-		midway := &fault{}
-		r := newRig(t, sim.New(sim.Options{Guest: simguest.New().Serve, Fault: midway.strike}), 0)
-		vm := func(t *testing.T, id string, generation int) *machine {
-			t.Helper()
-			m, err := r.machine(id, generation)
-			must(t, err)
-			return m
-		}
+		var fault atomic.Pointer[func(sim.Step)]
+		guests := &inside{by: map[string]*sim.Guest{}}
+		engine := sim.New(sim.Options{Guest: guests.serving(simguest.New().Serve), Fault: func(_ context.Context, _ string, step sim.Step) error {
+			if f := fault.Load(); f != nil {
+				(*f)(step)
+			}
+			return nil
+		}})
+		r := newRig(t, engine, 0)
+		empty := space{total: 1 << 40, used: 1 << 30} // whatever the disk is like of the machine that the test runs on
+		r.disk = &empty
+		written := int64(0)
 		return nodetest.Machine{
-			Node: r.Node, Image: spore.ArtifactSpec{Reference: image}, Size: spore.Resources{VCPUs: 1, MemoryMiB: 128, DiskMiB: 64},
+			Node: r.Node, Image: spec, Size: small,
 			Restart: func(t *testing.T) center.Node {
-				must(t, r.Close(t.Context())) // lets go of the VMs
+				// As much of the end of a process as can be had within one: it lets go of its VMs.
+				must(t, r.Close(context.WithoutCancel(t.Context())))
+				must(t, r.opt.Frozen.Close())
 				r.open(t)
 				return r.Node
 			},
-			EndVM: func(t *testing.T, id string, generation int) {
-				m := vm(t, id, generation)
-				a, err := m.connect(t.Context())
-				must(t, err)
-				if err := a.Poweroff(t.Context(), 0); err != nil {
-					t.Logf("the answer was lost with the guest: %v", err)
-				}
-				<-m.vm.Done()
-			},
+			EndVM: func(t *testing.T, id string, generation int) { guests.of(t, r, id, generation).PowerOff() },
 			Write: func(t *testing.T, id string, generation int) {
-				a, err := vm(t, id, generation).connect(t.Context())
+				written++
+				_, err := guests.of(t, r, id, generation).WriteAt([]byte("content"), 32<<20+written<<16)
 				must(t, err)
-				must(t, a.Warm(t.Context()))
 			},
 			Fill: func(_ *testing.T, full bool) {
-				r.disk = nil
+				s := empty
 				if full {
-					r.disk = &space{total: 1 << 40, used: 1 << 40 / 100 * 97}
+					s.used = s.total / 100 * 99
 				}
+				r.disk = &s
 			},
 			DamageFrozen: func(t *testing.T, id string) {
 				m, err := r.opt.Frozen.Manifest(id)
 				must(t, err)
-				flip(t, filepath.Join(r.dir, "frozen", "pieces", m.Memory.Base.ID, "data"))
+				flip(t, filepath.Join(r.dir, "frozen", "pieces", m.Memory.Top().ID, "data"))
 			},
 			DamageArtifact: func(t *testing.T, id string) {
 				a, err := r.opt.Images.Get(id)
@@ -66,37 +64,47 @@ func TestConformance(t *testing.T) {
 				flip(t, a.Path)
 			},
 			Midway: func(call string, do func()) {
-				midway.set(map[string]sim.Step{"start": sim.StepThaw, "probe": sim.StepLoad, "freeze": sim.StepSave}[call], do)
+				at := map[string]sim.Step{"start": sim.StepLoad, "probe": sim.StepLoad, "freeze": sim.StepSave}[call]
+				var once sync.Once
+				f := func(step sim.Step) {
+					if step == at {
+						once.Do(do)
+					}
+				}
+				fault.Store(&f)
 			},
 		}
 	})
 }
 
-// fault does something at the next step of a kind, once.
-type fault struct {
-	mu   sync.Mutex
-	step sim.Step
-	do   func()
+// inside knows the guests of simulated VMs.
+type inside struct {
+	mu sync.Mutex
+	by map[string]*sim.Guest // by VM
 }
 
-func (f *fault) set(step sim.Step, do func()) {
-	f.mu.Lock()
-	defer f.mu.Unlock()
-	f.step, f.do = step, do
+// serving is serve for guests that are known from then on, and that have written to their memory.
+func (i *inside) serving(serve func(*sim.Guest, string, sim.Conn)) func(*sim.Guest, string, sim.Conn) {
+	return func(g *sim.Guest, port string, conn sim.Conn) {
+		i.mu.Lock()
+		if id := g.Config().ID; i.by[id] == nil {
+			g.WriteAt([]byte("booted"), 1<<20) // of a VM that has just ended it does not matter
+			i.by[id] = g
+		}
+		i.mu.Unlock()
+		serve(g, port, conn)
+	}
 }
 
-func (f *fault) strike(_ context.Context, _ string, step sim.Step) error {
-	f.mu.Lock()
-	do := f.do
-	if step != f.step {
-		do = nil
+func (i *inside) of(t *testing.T, r *rig, sandbox string, generation int) *sim.Guest {
+	t.Helper()
+	m, err := r.machine(sandbox, generation)
+	must(t, err)
+	i.mu.Lock()
+	defer i.mu.Unlock()
+	g := i.by[m.id]
+	if g == nil {
+		t.Fatalf("nobody has been inside VM %s", m.id)
 	}
-	if do != nil {
-		f.do = nil
-	}
-	f.mu.Unlock()
-	if do != nil {
-		do()
-	}
-	return nil
+	return g
 }

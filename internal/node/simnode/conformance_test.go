@@ -54,8 +54,12 @@ func TestConformance(t *testing.T) {
 				handle = m.Connect()
 				return handle
 			},
-			EndVM: func(t *testing.T, id string, generation int) { must(t, m.EndVM(id, generation, "the guest powered off")) },
-			Write: func(t *testing.T, id string, generation int) { must(t, m.Write(id, generation, "/a", "content") == nil) },
+			EndVM: func(t *testing.T, id string, generation int) {
+				must(t, m.EndVM(id, generation, "the guest powered off"))
+			},
+			Write: func(t *testing.T, id string, generation int) {
+				must(t, m.Write(id, generation, "/a", "content") == nil)
+			},
 			Fill: func(_ *testing.T, full bool) {
 				if m.Fill(0); full {
 					m.FillTo(96)
