@@ -212,6 +212,9 @@ func readError(resp *http.Response) error {
 		return spore.Errorf(spore.CodeUnreachable, "the server's answer (%s) cannot be read: %w", resp.Status, err)
 	}
 	var wire api.Error
+	if code := spore.Code(resp.Header.Get(errorHeader)); code != "" && resp.Request != nil && resp.Request.Method == http.MethodHead {
+		return spore.Errorf(code, "the server answered %s", resp.Status) // there is no more to it
+	}
 	if err := json.Unmarshal(body, &wire); err != nil || wire.Code == "" {
 		return spore.Errorf(spore.CodeUnreachable, "this is not a Spore server: it answered %s", resp.Status).
 			WithHint("check --server and SPORE_URL")

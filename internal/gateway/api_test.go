@@ -148,11 +148,14 @@ func TestEveryOperation(t *testing.T) {
 	e.want(200, "POST", "/v1/gc?dryRun=true", "")
 	e.want(200, "GET", "/v1/explain/python", "")
 	dry := decode[api.Deletion](t, e.want(200, "DELETE", "/v1/snapshots/one?dryRun=true", ""))
-	if !dry.DryRun || len(dry.HeldBy) != 4 {
+	if !dry.DryRun || len(dry.HeldBy) != 4 || len(dry.Running) != 4 || dry.JobID != "" {
 		t.Errorf("dry run: %+v", dry)
 	}
 	e.want(200, "GET", "/v1/snapshots/one", "")
-	e.want(200, "DELETE", "/v1/snapshots/one", "")
+	if refused := e.want(409, "DELETE", "/v1/snapshots/one", "").error(t); refused.Code != spore.CodeInUse || refused.Reason != spore.ReasonInUse || !strings.Contains(refused.Message, box.ID) {
+		t.Errorf("delete of what runs: %+v", refused)
+	}
+	e.want(200, "DELETE", "/v1/snapshots/one?force=true", "")
 	e.want(200, "DELETE", "/v1/templates/python", "")
 	e.want(404, "GET", "/v1/templates/python", "")
 	e.want(204, "DELETE", at, "")
@@ -239,6 +242,36 @@ func TestErrors(t *testing.T) {
 		{"no such route", "GET", "/v2/sandboxes", ""},
 		{"no such method", "PUT", "/v1/sandboxes", ""},
 		{"bad query", "GET", "/v1/jobs?limit=%zz", ""},
+		{"unknown redo mode", "POST", "/v1/templates/x/redo", `{"mode": "SOME"}`},
+		{"redo of nodes that are not named", "POST", "/v1/templates/x/redo", `{"mode": "FAILED_NODES"}`},
+		{"redo of all, of some nodes", "POST", "/v1/templates/x/redo", `{"nodes": ["n2"]}`},
+		{"unknown policy", "PATCH", "/v1/templates/x", `{"compatPolicy": "LAX"}`},
+		{"field that never changes", "PATCH", "/v1/templates/x", `{"name": "y"}`},
+		{"too many replicas", "POST", "/v1/templates", `{"name": "x", "image": "y", "replicas": {"min": 10001}}`},
+		{"fewer replicas than none", "POST", "/v1/templates", `{"name": "x", "image": "y", "replicas": {"max": -1}}`},
+		{"size that overflows", "POST", "/v1/templates", `{"name": "x", "image": "y", "memoryMiB": 99999999999999999999}`},
+		{"size in exponents", "POST", "/v1/templates", `{"name": "x", "image": "y", "diskMiB": 1e300}`},
+		{"port out of range", "POST", "/v1/templates", `{"name": "x", "image": "y", "readiness": {"tcpPort": 65536}}`},
+		{"label that is too long", "POST", "/v1/sandboxes", `{"template": "x", "labels": {"k": "` + strings.Repeat("v", 1025) + `"}}`},
+		{"label key that is too long", "PATCH", "/v1/nodes/local", `{"labels": {"` + strings.Repeat("k", 1025) + `": "v"}}`},
+		{"no labels", "PATCH", "/v1/nodes/local", `{"labels": null}`},
+		{"name that is too long", "POST", "/v1/sandboxes/s1/snapshots", `{"name": "` + strings.Repeat("n", 65) + `"}`},
+		{"id that is too long", "GET", "/v1/jobs/" + strings.Repeat("j", 129), ""},
+		{"bad alias", "PUT", "/v1/aliases/Upper", `{"template": "x"}`},
+		{"bad tag", "GET", "/v1/aliases/python:-", ""},
+		{"alias of an id", "PUT", "/v1/aliases/tpl-1", `{"template": "x"}`},
+		{"unknown artifact status", "GET", "/v1/artifacts?status=READY,GONE", ""},
+		{"token for ever", "POST", "/v1/artifacts/rfs-1/token", `{"ttlSeconds": 86401}`},
+		{"no diff", "GET", "/v1/diff?from=a", ""},
+		{"nothing to delete", "POST", "/v1/templates/delete", `{"refs": []}`},
+		{"limit of none", "GET", "/v1/nodes/storage?refresh=perhaps", ""},
+		{"page of another list", "GET", "/v1/compat?pageToken=none", ""},
+		{"negative page", "GET", "/v1/aliases?pageToken=-1", ""},
+		{"page token that is too long", "GET", "/v1/artifacts?pageToken=" + strings.Repeat("x", 1025), ""},
+		{"no template", "POST", "/v1/sandboxes", `{"template": ""}`},
+		{"no such operation", "GET", "/v1/operations/job-1", ""},
+		{"no such template", "GET", "/v1/templates/none", ""},
+		{"no such snapshot", "GET", "/v1/snapshots/none", ""},
 	} {
 		a := e.do(bad.method, bad.path, bad.body)
 		fmt.Fprintf(&got, "== %s\n%d\n%s", bad.name, a.status, a.body)

@@ -196,6 +196,9 @@ func (s *Service) PreviewSandbox(_ context.Context, req center.CreateRequest) (*
 		p.Request.OnEnd = spore.EndKill
 	}
 	for _, n := range s.nodes {
+		if n.State == spore.NodeForgotten {
+			continue
+		}
 		c := center.Candidate{NodeID: n.ID, Address: n.Address, Why: "it has no replica"}
 		for _, r := range s.replicasOf(t.ID) {
 			if r.NodeID == n.ID {
