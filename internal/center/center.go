@@ -157,7 +157,8 @@ func (c *Center) Start(ctx context.Context) error {
 	return nil
 }
 
-// tidy removes what is not wanted any more: strays, what retention policies no longer keep, artifacts that nothing uses.
+// tidy removes what is not wanted any more: strays, what forgotten nodes had, what retention policies no longer keep, artifacts
+// that nothing uses.
 func (c *Center) tidy(ctx context.Context) error {
 	var errs []error
 	for _, id := range c.fleet.ids() {
@@ -165,7 +166,7 @@ func (c *Center) tidy(ctx context.Context) error {
 			errs = append(errs, c.forgetStrays(ctx, n), c.verifyReplicas(ctx, n))
 		}
 	}
-	return errors.Join(append(errs, c.applyRetention(ctx), c.sweepArtifacts(ctx))...)
+	return errors.Join(append(errs, c.finishForgetting(ctx), c.applyRetention(ctx), c.sweepArtifacts(ctx))...)
 }
 
 // Stop stops taking jobs and waits for those under way until ctx ends. Sandboxes go on running.

@@ -190,15 +190,19 @@ func (c *Center) forgetSandboxes(ctx context.Context, id string) error {
 // forgetReplicas removes the replicas of a node. What follows for their templates is written along.
 func (c *Center) forgetReplicas(ctx context.Context, id string) error {
 	for {
-		more := false
-		err := c.updateForgotten(ctx, id, func(tx store.Tx) error {
-			list, page, err := tx.ReplicaPage(store.ReplicaFilter{Paging: store.Paging{Limit: forgetBatch}, NodeID: id})
-			if err != nil {
-				return err
-			}
-			more = page.Next != ""
+		var list []*spore.Replica
+		err := c.store.View(ctx, func(tx store.Tx) (err error) {
+			list, _, err = tx.ReplicaPage(store.ReplicaFilter{Paging: store.Paging{Limit: forgetBatch}, NodeID: id})
+			return err
+		})
+		if err != nil || len(list) == 0 {
+			return err
+		}
+		still := false
+		err = c.updateForgotten(ctx, id, func(tx store.Tx) error {
+			still = true
 			for _, r := range list {
-				if err := tx.DeleteReplica(r.TemplateID, id); err != nil {
+				if err := tx.DeleteReplica(r.TemplateID, id); ignoreNotFound(err) != nil {
 					return err
 				}
 				if err := c.resummarise(tx, r.TemplateID); err != nil {
@@ -208,20 +212,21 @@ func (c *Center) forgetReplicas(ctx context.Context, id string) error {
 			}
 			return nil
 		})
-		if err != nil || !more {
+		if err != nil || !still {
 			return err
 		}
 	}
 }
 
 func (c *Center) forgetPlacements(ctx context.Context, id string) error {
+	var list []spore.Placement
+	err := c.store.View(ctx, func(tx store.Tx) (err error) { list, err = tx.Placements("", id); return err })
+	if err != nil || len(list) == 0 {
+		return err
+	}
 	return c.updateForgotten(ctx, id, func(tx store.Tx) error {
-		list, err := tx.Placements("", id)
-		if err != nil {
-			return err
-		}
 		for _, p := range list {
-			if err := tx.DeletePlacement(p.ArtifactID, id); err != nil {
+			if err := tx.DeletePlacement(p.ArtifactID, id); ignoreNotFound(err) != nil {
 				return err
 			}
 		}

@@ -366,9 +366,11 @@ func (c *Center) kill(ctx context.Context, id string, due func(*spore.Sandbox) b
 	if frozenID != "" {
 		c.forget(ctx, nodeID, frozenID)
 	}
-	n, err := c.on(nodeID)
-	if err == nil {
-		err = n.Settle(context.WithoutCancel(ctx), id, 0)
+	if f := c.fleet.facts(nodeID); f == nil || f.State != spore.NodeForgotten { // nothing runs there any more
+		var n Node
+		if n, err = c.on(nodeID); err == nil {
+			err = n.Settle(context.WithoutCancel(ctx), id, 0)
+		}
 	}
 	c.dropIdle(ctx)
 	return err
