@@ -2672,7 +2672,7 @@ type ListAliasesParams struct {
 	// Template Only those that point at this template or snapshot.
 	Template string `form:"template,omitempty" json:"template,omitempty,omitzero"`
 
-	// Limit At most this many items in the answer.
+	// Limit At most this many items in the answer; 0 is the default.
 	Limit Limit `form:"limit,omitempty" json:"limit,omitempty,omitzero"`
 
 	// PageToken The `nextPageToken` of the page before.
@@ -2693,7 +2693,7 @@ type ListAliasHistoryParams struct {
 	// AllTags Of all tags of the name.
 	AllTags bool `form:"allTags,omitempty" json:"allTags,omitempty,omitzero"`
 
-	// Limit At most this many items in the answer.
+	// Limit At most this many items in the answer; 0 is the default.
 	Limit Limit `form:"limit,omitempty" json:"limit,omitempty,omitzero"`
 }
 
@@ -2702,7 +2702,7 @@ type ListArtifactsParams struct {
 	// Status Only those with one of these statuses.
 	Status ArtifactStatusFilter `form:"status,omitempty" json:"status,omitempty,omitzero"`
 
-	// Limit At most this many items in the answer.
+	// Limit At most this many items in the answer; 0 is the default.
 	Limit Limit `form:"limit,omitempty" json:"limit,omitempty,omitzero"`
 
 	// PageToken The `nextPageToken` of the page before.
@@ -2750,7 +2750,7 @@ type GetCompatMatrixParams struct {
 	// Template Only this template or snapshot.
 	Template string `form:"template,omitempty" json:"template,omitempty,omitzero"`
 
-	// Limit At most this many items in the answer.
+	// Limit At most this many items in the answer; 0 is the default.
 	Limit Limit `form:"limit,omitempty" json:"limit,omitempty,omitzero"`
 
 	// PageToken The `nextPageToken` of the page before.
@@ -2765,7 +2765,7 @@ type DiffParams struct {
 	// To The id, name or alias of the one after.
 	To RefTo `form:"to" json:"to"`
 
-	// Limit At most this many files.
+	// Limit At most this many files; 0 is the default.
 	Limit int `form:"limit,omitempty" json:"limit,omitempty,omitzero"`
 }
 
@@ -2801,7 +2801,7 @@ type ListJobsParams struct {
 	// Owner Only those that the server with this id runs.
 	Owner string `form:"owner,omitempty" json:"owner,omitempty,omitzero"`
 
-	// Limit At most this many items in the answer.
+	// Limit At most this many items in the answer; 0 is the default.
 	Limit Limit `form:"limit,omitempty" json:"limit,omitempty,omitzero"`
 
 	// PageToken The `nextPageToken` of the page before.
@@ -2813,7 +2813,7 @@ type GetJobLogParams struct {
 	// After Only lines after the one with this sequence number.
 	After int64 `form:"after,omitempty" json:"after,omitempty,omitzero"`
 
-	// Limit At most this many lines.
+	// Limit At most this many lines; 0 is the default.
 	Limit int `form:"limit,omitempty" json:"limit,omitempty,omitzero"`
 }
 
@@ -2825,7 +2825,7 @@ type WatchJobParams struct {
 
 // ListLineageParams defines parameters for ListLineage.
 type ListLineageParams struct {
-	// Limit At most this many items in the answer.
+	// Limit At most this many items in the answer; 0 is the default.
 	Limit Limit `form:"limit,omitempty" json:"limit,omitempty,omitzero"`
 
 	// PageToken The `nextPageToken` of the page before.
@@ -2867,7 +2867,7 @@ type ListSandboxesParams struct {
 	// All Also those that are hidden otherwise.
 	All All `form:"all,omitempty" json:"all,omitempty,omitzero"`
 
-	// Limit At most this many items in the answer.
+	// Limit At most this many items in the answer; 0 is the default.
 	Limit Limit `form:"limit,omitempty" json:"limit,omitempty,omitzero"`
 
 	// PageToken The `nextPageToken` of the page before.
@@ -2891,7 +2891,7 @@ type GetSandboxLogsParams struct {
 	// Console The serial console instead of the process.
 	Console bool `form:"console,omitempty" json:"console,omitempty,omitzero"`
 
-	// Limit At most this many bytes, counted from the end.
+	// Limit At most this many bytes, counted from the end; 0 is the default.
 	Limit int `form:"limit,omitempty" json:"limit,omitempty,omitzero"`
 }
 
@@ -2900,7 +2900,7 @@ type ListSandboxRefsParams struct {
 	// All Also those that are hidden otherwise.
 	All All `form:"all,omitempty" json:"all,omitempty,omitzero"`
 
-	// Limit At most this many items in the answer.
+	// Limit At most this many items in the answer; 0 is the default.
 	Limit Limit `form:"limit,omitempty" json:"limit,omitempty,omitzero"`
 }
 
@@ -2939,7 +2939,7 @@ type ListSnapshotsParams struct {
 	// All Also those that are hidden otherwise.
 	All All `form:"all,omitempty" json:"all,omitempty,omitzero"`
 
-	// Limit At most this many items in the answer.
+	// Limit At most this many items in the answer; 0 is the default.
 	Limit Limit `form:"limit,omitempty" json:"limit,omitempty,omitzero"`
 
 	// PageToken The `nextPageToken` of the page before.
@@ -2993,7 +2993,7 @@ type ListTemplatesParams struct {
 	// All Also those that are hidden otherwise.
 	All All `form:"all,omitempty" json:"all,omitempty,omitzero"`
 
-	// Limit At most this many items in the answer.
+	// Limit At most this many items in the answer; 0 is the default.
 	Limit Limit `form:"limit,omitempty" json:"limit,omitempty,omitzero"`
 
 	// PageToken The `nextPageToken` of the page before.
@@ -3032,7 +3032,7 @@ type GetLineageParams struct {
 	// Descendants What came of it.
 	Descendants bool `form:"descendants,omitempty" json:"descendants,omitempty,omitzero"`
 
-	// Limit At most this many items in the answer.
+	// Limit At most this many items in the answer; 0 is the default.
 	Limit Limit `form:"limit,omitempty" json:"limit,omitempty,omitzero"`
 }
 
@@ -3047,7 +3047,7 @@ type ListTemplateRefsParams struct {
 	// All Also those that are hidden otherwise.
 	All All `form:"all,omitempty" json:"all,omitempty,omitzero"`
 
-	// Limit At most this many items in the answer.
+	// Limit At most this many items in the answer; 0 is the default.
 	Limit Limit `form:"limit,omitempty" json:"limit,omitempty,omitzero"`
 }
 

@@ -264,7 +264,7 @@ func TestErrors(t *testing.T) {
 		{"token for ever", "POST", "/v1/artifacts/rfs-1/token", `{"ttlSeconds": 86401}`},
 		{"no diff", "GET", "/v1/diff?from=a", ""},
 		{"nothing to delete", "POST", "/v1/templates/delete", `{"refs": []}`},
-		{"limit of none", "GET", "/v1/nodes/storage?refresh=perhaps", ""},
+		{"refresh that is no boolean", "GET", "/v1/nodes/storage?refresh=perhaps", ""},
 		{"page of another list", "GET", "/v1/compat?pageToken=none", ""},
 		{"negative page", "GET", "/v1/aliases?pageToken=-1", ""},
 		{"page token that is too long", "GET", "/v1/artifacts?pageToken=" + strings.Repeat("x", 1025), ""},

@@ -64,6 +64,9 @@ func (b bounds) checkParams(r *http.Request) error {
 		case openapi3.ParameterInHeader:
 			values = r.Header.Values(p.Name)
 		}
+		if p.In != openapi3.ParameterInPath {
+			values = slices.DeleteFunc(slices.Clone(values), func(v string) bool { return v == "" }) // as good as not given
+		}
 		if len(values) == 0 {
 			continue
 		}

@@ -199,11 +199,11 @@ func TestReasons(t *testing.T) {
 		t.Fatalf("found %v only", reasons)
 	}
 	known := description(t).Components.Schemas["Reason"].Value.Enum
+	e := newEdge(t)
 	for _, reason := range reasons {
 		if !strings.Contains(fmt.Sprint(known), string(reason)) {
 			t.Errorf("the description lacks %s", reason)
 		}
-		e := newEdge(t)
 		e.svc.Fail = func(string) error {
 			return fmt.Errorf("wrapped: %w", spore.Errorf(spore.CodeConflict, "no").Because(reason))
 		}
