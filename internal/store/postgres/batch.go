@@ -97,8 +97,12 @@ func (b *batch) commit(w *writer) {
 	if loud {
 		end = w.notice + "; " + end
 	}
+	if b.tx.Conn().IsClosed() {
+		b.abandon(errors.New("the connection was closed"))
+		return
+	}
 	if err := b.exec(end); err != nil {
-		b.fail(b.uncommitted(err), loud, w)
+		b.fail(uncommitted(err), loud, w)
 		return
 	}
 	b.pooled.Release()
@@ -110,12 +114,11 @@ func (b *batch) commit(w *writer) {
 	}
 }
 
-// uncommitted is what an error at the commit means.
-func (b *batch) uncommitted(err error) error {
+// uncommitted is what an error at the commit means. What the driver holds to be safe to try again is not asked: it calls a
+// connection closed, as if nothing had been sent, also when it ended before the answer.
+func uncommitted(err error) error {
 	e, isAnswer := errors.AsType[*pgconn.PgError](err)
 	switch {
-	case pgconn.SafeToRetry(err): // the order was not sent
-		return lost{unavailable(err)}
 	case !isAnswer, e.SeverityUnlocalized != "ERROR": // the connection ended before it was answered
 		return undecided(err)
 	case endsTransaction(e):

@@ -36,6 +36,15 @@ func (e executor) JobSetStateIfRunningMany(_ context.Context, params *riverdrive
 	return e.shift.settle(params)
 }
 
+// LeaderResign lets a leader go that cannot say so: its term ends by itself.
+func (e executor) LeaderResign(ctx context.Context, params *riverdriver.LeaderResignParams) (bool, error) {
+	resigned, err := e.Executor.LeaderResign(ctx, params)
+	if err != nil && isUnavailable(failure(ctx, err)) {
+		return false, nil
+	}
+	return resigned, err
+}
+
 // fetch takes places whose turn has come. While the database does not answer there are none.
 func (s *shift) fetch(ctx context.Context, river riverdriver.Executor, params *riverdriver.JobGetAvailableParams) ([]*rivertype.JobRow, error) {
 	const patience = 10 * time.Second

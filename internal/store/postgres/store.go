@@ -76,7 +76,9 @@ func open(ctx context.Context, opts Options) (_ *Store, err error) {
 	writes := config.Copy()
 	writes.MaxConns = 6
 	// A server that hangs in the middle of a transaction, or whose machine is gone, must not hold up the others for ever.
-	writes.ConnConfig.RuntimeParams["idle_in_transaction_session_timeout"] = "10s"
+	if params := writes.ConnConfig.RuntimeParams; params["idle_in_transaction_session_timeout"] == "" {
+		params["idle_in_transaction_session_timeout"] = "10s"
+	}
 	if s.writes, err = pgxpool.NewWithConfig(ctx, writes); err != nil {
 		return nil, translate(err)
 	}

@@ -1,0 +1,317 @@
+package postgres_test
+
+import (
+	"context"
+	"errors"
+	"strings"
+	"sync"
+	"sync/atomic"
+	"testing"
+	"time"
+
+	"github.com/sporevm/spore"
+	"github.com/sporevm/spore/internal/store"
+	"github.com/sporevm/spore/internal/store/pgtest"
+)
+
+// within is how long anything may take before a test gives it up.
+const within = 30 * time.Second
+
+// eventually fails the test unless try succeeds in the end.
+func eventually(t testing.TB, what string, try func() error) {
+	t.Helper()
+	var err error
+	for end := time.Now().Add(within); time.Now().Before(end); time.Sleep(20 * time.Millisecond) {
+		if err = try(); err == nil {
+			return
+		}
+	}
+	t.Fatalf("%s: %v", what, err)
+}
+
+func receive[T any](t testing.TB, ch <-chan T, what string) T {
+	t.Helper()
+	select {
+	case v := <-ch:
+		return v
+	case <-time.After(within):
+		t.Fatalf("%s: nothing came within %s", what, within)
+		panic("unreachable")
+	}
+}
+
+func enqueue(t testing.TB, s store.Store, attempts int) (jobID string) {
+	t.Helper()
+	j := &spore.Job{ID: spore.NewJobID(), Operation: spore.OpCreate, Status: spore.JobPending}
+	update(t, s, func(tx store.Tx) error { return errors.Join(tx.InsertJob(j), tx.Enqueue(j.ID, attempts)) })
+	return j.ID
+}
+
+// placeState is what the queue says of a job.
+func placeState(t testing.TB, url, job string) (state, runner string) {
+	t.Helper()
+	conn := connect(t, url)
+	defer conn.Close(context.Background())
+	err := conn.QueryRow(t.Context(), `SELECT state, COALESCE(attempted_by[array_upper(attempted_by, 1)], '')
+		FROM spore.river_job WHERE args ->> 'job' = $1 ORDER BY id DESC LIMIT 1`, job).Scan(&state, &runner)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return state, runner
+}
+
+func TestOutage(t *testing.T) {
+	cluster := pgtest.New(t, pgtest.Options{})
+	for name, end := range map[string]func(testing.TB){"Stop": cluster.Stop, "Crash": cluster.Crash} {
+		t.Run(name, func(t *testing.T) {
+			url := cluster.Database(t)
+			s := openAs(t, url, "c")
+			defer closed(t, s)
+			update(t, s, func(tx store.Tx) error { return errors.Join(beat(tx, "c"), tx.InsertTemplate(row(1))) })
+			type run struct {
+				job     string
+				attempt int
+			}
+			begun, release := make(chan run, 10), make(chan struct{})
+			err := s.Work(context.Background(), 2, func(ctx context.Context, job string, attempt int, last bool) error {
+				begun <- run{job, attempt}
+				<-release
+				return nil
+			})
+			if err != nil {
+				t.Fatal(err)
+			}
+			job := enqueue(t, s, 1)
+			if got := receive(t, begun, "the job"); got != (run{job, 1}) {
+				t.Fatalf("ran %v", got)
+			}
+
+			changes := s.Changes()
+			end(t)
+			for range 3 { // at first, connections that were kept are found dead
+				wantUnavailable(t, s.Update(t.Context(), func(tx store.Tx) error { return tx.InsertTemplate(row(2)) }))
+				wantUnavailable(t, s.View(t.Context(), func(tx store.Tx) error { _, err := tx.Template(row(1).ID); return err }))
+				wantUnavailable(t, s.CancelWork(t.Context(), job))
+			}
+			close(release) // what has become of it cannot be told yet
+
+			cluster.Start(t)
+			receive(t, changes, "a sign that the database is back")
+			eventually(t, "to view", func() error {
+				return s.View(t.Context(), func(tx store.Tx) error { _, err := tx.Template(row(1).ID); return err })
+			})
+			eventually(t, "to update", func() error {
+				return s.Update(t.Context(), func(tx store.Tx) error { return tx.InsertTemplate(row(3)) })
+			})
+			if has(t, s, row(2).ID) {
+				t.Error("what was refused is there")
+			}
+			eventually(t, "the outcome of the job", func() error {
+				if state, _ := placeState(t, url, job); state != "completed" {
+					return errors.New("it is " + state)
+				}
+				return nil
+			})
+			next := enqueue(t, s, 1)
+			if got := receive(t, begun, "the next job"); got != (run{next, 1}) {
+				t.Errorf("ran %v", got)
+			}
+		})
+	}
+}
+
+// The server of a store that cannot reach its database must be able to end.
+func TestStopDuringOutage(t *testing.T) {
+	cluster := pgtest.New(t, pgtest.Options{})
+	s := openAs(t, cluster.Database(t), "c")
+	update(t, s, func(tx store.Tx) error { return beat(tx, "c") })
+	begun := make(chan struct{})
+	err := s.Work(context.Background(), 1, func(ctx context.Context, job string, attempt int, last bool) error {
+		close(begun)
+		<-ctx.Done()
+		return ctx.Err()
+	})
+	if err != nil {
+		t.Fatal(err)
+	}
+	enqueue(t, s, 1)
+	receive(t, begun, "the job")
+	cluster.Stop(t)
+	done := make(chan error, 1)
+	go func() { done <- s.Close() }()
+	if err := receive(t, done, "the end of the store"); err != nil {
+		t.Error(err)
+	}
+	wantCode(t, s.Update(t.Context(), func(store.Tx) error { return nil }), spore.CodeInternal)
+	wantCode(t, s.View(t.Context(), func(store.Tx) error { return nil }), spore.CodeInternal)
+}
+
+// A database that neither answers nor refuses.
+func TestSilence(t *testing.T) {
+	p, url := newProxy(t, pgtest.Start(t))
+	s := open(t, url)
+	defer closed(t, s)
+	update(t, s, func(tx store.Tx) error { return tx.InsertTemplate(row(1)) })
+	p.freeze(true)
+	ctx, cancel := context.WithTimeout(t.Context(), 200*time.Millisecond)
+	defer cancel()
+	results := make(chan error)
+	go func() {
+		results <- s.View(ctx, func(tx store.Tx) error { _, err := tx.Template(row(1).ID); return err })
+	}()
+	for n := range 3 {
+		go func() {
+			results <- s.Update(ctx, func(tx store.Tx) error { return tx.InsertTemplate(row(10 + n)) })
+		}()
+	}
+	for range 4 {
+		wantUnavailable(t, receive(t, results, "an answer"))
+	}
+	p.freeze(false)
+	eventually(t, "to update", func() error {
+		return s.Update(t.Context(), func(tx store.Tx) error { return tx.InsertTemplate(row(2)) })
+	})
+}
+
+// The connection ends between the order to commit and the answer to it.
+func TestUndecided(t *testing.T) {
+	p, url := newProxy(t, pgtest.Start(t))
+	s := open(t, url)
+	defer closed(t, s)
+	for n, at := range []cut{before, after} {
+		runs := 0
+		p.cutCommit(at)
+		err := s.Update(t.Context(), func(tx store.Tx) error { runs++; return tx.InsertTemplate(row(n)) })
+		wantUnavailable(t, err)
+		if hint := spore.AsError(err).Hint; !strings.Contains(hint, "idempotency key") {
+			t.Errorf("hint %q", hint)
+		}
+		if runs != 1 {
+			t.Errorf("it ran %d times although it may have been committed", runs)
+		}
+		if at == after {
+			eventually(t, "the row", func() error {
+				if !has(t, s, row(n).ID) {
+					return errors.New("it is not there")
+				}
+				return nil
+			})
+		}
+		update(t, s, func(tx store.Tx) error { return tx.InsertTemplate(row(100 + n)) })
+	}
+	if has(t, s, row(0).ID) {
+		t.Error("what was never ordered is there")
+	}
+}
+
+// A connection that is lost before the commit is nobody's trouble.
+func TestLostConnection(t *testing.T) {
+	p, url := newProxy(t, pgtest.Start(t))
+	s := open(t, url)
+	defer closed(t, s)
+	const writers = 8
+	var runs atomic.Int64
+	var once sync.Once
+	var all sync.WaitGroup
+	for n := range writers {
+		all.Go(func() {
+			err := s.Update(t.Context(), func(tx store.Tx) error {
+				runs.Add(1)
+				err := tx.InsertTemplate(row(n))
+				if n == 3 {
+					once.Do(p.cutAll)
+				}
+				return err
+			})
+			if err != nil {
+				t.Errorf("writer %d: %v", n, err)
+			}
+		})
+	}
+	all.Wait()
+	if runs.Load() == writers {
+		t.Error("nothing was tried again")
+	}
+	for n := range writers {
+		if !has(t, s, row(n).ID) {
+			t.Errorf("row %d is missing", n)
+		}
+	}
+}
+
+// A server that hangs in the middle of a transaction holds the others up for a while only.
+func TestHungServer(t *testing.T) {
+	url := pgtest.Start(t)
+	hung := open(t, url+"&idle_in_transaction_session_timeout=300ms")
+	defer closed(t, hung)
+	other := open(t, url)
+	defer closed(t, other)
+	inside, release := make(chan struct{}), make(chan struct{})
+	runs, result := 0, make(chan error, 1)
+	go func() {
+		result <- hung.Update(context.Background(), func(tx store.Tx) error {
+			if runs++; runs == 1 {
+				close(inside)
+				<-release
+			}
+			there := true
+			if _, err := tx.Template(row(1).ID); spore.CodeOf(err) == spore.CodeNotFound {
+				there = false
+			} else if err != nil {
+				return err
+			}
+			if !there {
+				return errors.New("it does not see what the other did meanwhile")
+			}
+			return tx.InsertTemplate(row(2))
+		})
+	}()
+	receive(t, inside, "the first server")
+	update(t, other, func(tx store.Tx) error { return tx.InsertTemplate(row(1)) })
+	close(release)
+	if err := receive(t, result, "the hung server"); err != nil || runs != 2 {
+		t.Fatalf("%d runs, error %v", runs, err)
+	}
+}
+
+// What was told to be stored survives a crash of the database in the middle of it.
+func TestDatabaseCrash(t *testing.T) {
+	cluster := pgtest.New(t, pgtest.Options{Durable: true})
+	s := open(t, cluster.Database(t))
+	defer closed(t, s)
+	const writers = 4
+	var stored [writers]int // how many each was told of
+	var all sync.WaitGroup
+	enough := make(chan struct{}, writers)
+	for w := range writers {
+		all.Go(func() {
+			for n := 0; ; n++ {
+				err := s.Update(t.Context(), func(tx store.Tx) error { return tx.InsertTemplate(row(w*1_000_000 + n)) })
+				if err != nil {
+					wantUnavailable(t, err)
+					return
+				}
+				stored[w] = n + 1
+				if n == 20 {
+					enough <- struct{}{}
+				}
+			}
+		})
+	}
+	for range writers {
+		receive(t, enough, "some rows")
+	}
+	cluster.Crash(t)
+	all.Wait()
+	cluster.Start(t)
+	eventually(t, "to view", func() error {
+		return s.View(t.Context(), func(tx store.Tx) error { _, err := tx.Controllers(); return err })
+	})
+	for w := range writers {
+		for n := range stored[w] {
+			if !has(t, s, row(w*1_000_000+n).ID) {
+				t.Fatalf("row %d of writer %d is gone", n, w)
+			}
+		}
+	}
+}
