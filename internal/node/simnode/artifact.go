@@ -43,11 +43,11 @@ func (h *Handle) ResolveArtifact(ctx context.Context, spec spore.ArtifactSpec) (
 }
 
 // lookup says what an image would become. Nothing but SizeBytes of what only a build knows is in the answer.
-func (cl *Cluster) lookup(spec spore.ArtifactSpec) (*spore.Artifact, Image, error) {
+func (c *Cluster) lookup(spec spore.ArtifactSpec) (*spore.Artifact, Image, error) {
 	if spec.Reference == "" || strings.HasPrefix(spec.Reference, "-") {
 		return nil, Image{}, spore.Invalidf("image", "%q is not an image reference", spec.Reference)
 	}
-	image, err := cl.resolve(spec.Reference)
+	image, err := c.resolve(spec.Reference)
 	if err != nil {
 		return nil, image, err
 	}

@@ -102,7 +102,7 @@ func ask[T any](ctx context.Context, h *Handle, name string, work func(*call) (T
 		}})
 	}
 	switch {
-	case errors.Is(err, ErrLate), m.cut:
+	case errors.Is(err, ErrLate), errors.Is(err, errGone), m.cut:
 		return none, unreachable(m.id)
 	case err != nil && !errors.Is(err, ErrTwice):
 		return none, err
