@@ -18,9 +18,9 @@ type Store interface {
 	// View runs fn on a consistent picture of the rows. fn must not keep tx.
 	View(ctx context.Context, fn func(tx Tx) error) error
 	// Update runs fn in one write transaction, committed when fn returns nil. Such transactions are as if one came after the
-	// other, whichever Stores they go through: what one has read is still so when it commits. fn may be run again when the database
-	// asks for it, so it must have no effect outside the transaction. fn must be short: it holds the writer's lock. It must not
-	// call Update, Work or CancelWork, which would wait for it. When fn panics, nothing is kept.
+	// other, whichever Stores they go through: what one has read is still so when it commits. fn may be run again when the
+	// database asks for it, so it must have no effect outside the transaction. fn must be short: it holds the writer's lock. It
+	// must not call Update, Work or CancelWork, which would wait for it. When fn panics, nothing is kept.
 	Update(ctx context.Context, fn func(tx Tx) error) error
 
 	// Work begins to take enqueued jobs and returns; it calls run for each, at most workers at a time, until Stop is called
@@ -195,8 +195,8 @@ type ControllerRows interface {
 	Controllers() ([]Controller, error)
 	// Fence declares a controller dead, for good: it cannot write any more (see Guard), and its leases are gone.
 	Fence(id string) error
-	// Guard is spore.CodeConflict (ReasonFenced) when the controller was fenced, or is not known. A controller asks it in each transaction
-	// that goes on with something begun earlier.
+	// Guard is spore.CodeConflict (ReasonFenced) when the controller was fenced, or is not known. A controller asks it in each
+	// transaction that goes on with something begun earlier.
 	Guard(id string) error
 	// PurgeControllers removes fenced rows that have not beaten since.
 	PurgeControllers(before time.Time) (int, error)

@@ -66,21 +66,23 @@ func (tx *Tx) Sandboxes(f store.SandboxFilter) ([]*spore.Sandbox, store.Page, er
 	l := newest("sandboxes", sandboxColumns)
 	l.andText("template_id", f.TemplateID)
 	l.andText("node_id", f.NodeID)
-	switch {
-	case len(f.States) > 0 && len(l.where) > 0: // few enough already
-		l.andOneOf("state", asAny(f.States))
-	case len(f.States) > 0:
-		l.eitherOf("state", asAny(f.States))
-	}
-	switch {
-	case !f.Killed:
-		l.and("state <> 'KILLED'")
-	case len(l.where)+len(l.either) == 0: // there is an index of the live ones, and one of each state
-		l.either = []condition{{sql: "state <> 'KILLED'"}, {sql: "state = 'KILLED'"}}
-	}
 	if !f.EndsBefore.IsZero() {
 		l.and("ends_at <> 0 AND ends_at <= ?", nanos(f.EndsBefore))
 		l.rare = true
+	}
+	few := len(l.where) > 0 || len(f.Labels) > 0
+	if !f.Killed {
+		l.and("state <> 'KILLED'")
+	}
+	switch {
+	case few:
+		l.andOneOf("state", asAny(f.States))
+	case len(f.States) > 0:
+		l.eitherOf("state", asAny(f.States))
+	case f.Killed:
+		l.eitherOf("state", []any{"CREATING", "RUNNING", "PAUSED", "FAILED", "KILLED"})
+	default:
+		l.eitherOf("state", []any{"CREATING", "RUNNING", "PAUSED", "FAILED"})
 	}
 	sandboxLabels.filter(l, f.Labels)
 	return selectPage(tx, l, f.Paging, sandboxFields, func(s *spore.Sandbox) []any { return []any{nanos(s.CreatedAt), s.ID} })

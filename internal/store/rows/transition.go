@@ -38,7 +38,8 @@ func (m transition[S]) prepared() transition[S] {
 				s.from = append(s.from, string(state))
 			}
 		}
-		allowed := m.table + "." + m.column + " IN (" + parameters(len(s.from)) + ")"
+		// Spelled with OR: for a longer IN, SQLite makes a table each time.
+		allowed := "(" + strings.TrimSuffix(strings.Repeat(m.table+"."+m.column+" = ? OR ", len(s.from)), " OR ") + ")"
 		target := " WHERE " + equal(m.key) + " AND " + allowed
 		s.changing = "UPDATE " + m.table + " SET " + assignments(m.changing) + target + " AND " + assignments(m.fixed)
 		s.all = "UPDATE " + m.table + " SET " + assignments(m.columns()) + target

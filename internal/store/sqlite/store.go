@@ -104,7 +104,7 @@ func open(ctx context.Context, path string, opts Options) (_ *Store, err error) 
 // each other's way.
 func address(path string, extra url.Values) string {
 	query := url.Values{"_pragma": append([]string{
-		"busy_timeout(10000)", "journal_mode(WAL)", "synchronous(FULL)", "cache_size(-16000)", "temp_store(MEMORY)",
+		"busy_timeout(10000)", "journal_mode(WAL)", "synchronous(FULL)", "cache_size(-16000)", "temp_store(MEMORY)", "wal_autocheckpoint(8000)",
 	}, extra["_pragma"]...)}
 	if lock := extra.Get("_txlock"); lock != "" {
 		query.Set("_txlock", lock)

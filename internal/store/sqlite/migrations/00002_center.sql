@@ -141,7 +141,9 @@ INSERT INTO placements SELECT artifact_id, node_id, 0, MIN(updated_at) FROM repl
     WHERE artifact_id IN (SELECT id FROM artifacts) AND node_id <> '' GROUP BY artifact_id, node_id;
 
 ALTER TABLE sandboxes ADD COLUMN origin TEXT NOT NULL DEFAULT '';
+-- Sandboxes and refs are written often, so they have few indexes: lists of several states go through one page of each.
 DROP INDEX sandboxes_page;
+DROP INDEX sandboxes_live_page;
 CREATE INDEX sandboxes_state_page ON sandboxes (state, created_at, id);
 CREATE INDEX sandboxes_node_page ON sandboxes (node_id, created_at, id);
 CREATE TABLE sandbox_labels (
@@ -157,6 +159,10 @@ INSERT INTO sandbox_labels SELECT sandboxes.id, label.key, label.value, created_
 ALTER TABLE runtime_refs ADD COLUMN lease_until INTEGER NOT NULL DEFAULT 0;
 ALTER TABLE runtime_refs ADD COLUMN last_seen_at INTEGER NOT NULL DEFAULT 0;
 ALTER TABLE runtime_refs ADD COLUMN last_error TEXT NOT NULL DEFAULT '';
+-- One held ref for each generation, and any number of released ones.
+DROP INDEX runtime_refs_held;
+DROP INDEX runtime_refs_sandbox;
+CREATE UNIQUE INDEX runtime_refs_sandbox ON runtime_refs (sandbox_id, sandbox_gen, (CASE WHEN status = 'RELEASED' THEN id ELSE 0 END));
 CREATE INDEX runtime_refs_status ON runtime_refs (status, node_id);
 
 CREATE TABLE new_replicas (
