@@ -57,7 +57,8 @@ func (c *Center) claimArtifact(ctx context.Context, j *spore.Job, plan *spore.Ar
 		if !job.Status.Active() {
 			return errJobEnded
 		}
-		if job.ArtifactID != plan.ID {
+		noted := job.ArtifactID == plan.ID
+		if !noted {
 			job.ArtifactID = plan.ID
 			if err := tx.UpdateJob(job); err != nil {
 				return err
@@ -86,7 +87,9 @@ func (c *Center) claimArtifact(ctx context.Context, j *spore.Job, plan *spore.Ar
 			}
 			builder, err := tx.Job(a.BuildJobID)
 			if err == nil && builder.Status.Active() {
-				got = claimTheirs
+				if got = claimTheirs; noted {
+					return errUnchanged
+				}
 				return nil
 			}
 			if ignoreNotFound(err) != nil {
@@ -101,6 +104,9 @@ func (c *Center) claimArtifact(ctx context.Context, j *spore.Job, plan *spore.Ar
 		got = claimMine
 		return tx.PutArtifact(a)
 	})
+	if errors.Is(err, errUnchanged) {
+		err = nil
+	}
 	return got, err
 }
 

@@ -123,14 +123,7 @@ func (c *Center) leading(ctx context.Context) (leads bool, err error) {
 	if c.opt.Alone {
 		return true, nil
 	}
-	err = c.update(ctx, func(tx store.Tx) (err error) {
-		now := c.opt.Now()
-		leads, err = tx.TakeLease(store.Lease{
-			Name: leaderLease, Holder: c.opt.Controller, Controller: c.opt.Controller, Until: now.Add(leaseFor),
-		}, now)
-		return err
-	})
-	return leads && err == nil, err
+	return c.take(ctx, store.Lease{Name: leaderLease, Holder: c.opt.Controller, Controller: c.opt.Controller})
 }
 
 // lead is do for the leader only.
@@ -193,14 +186,24 @@ func (c *Center) sandboxLease(id string) store.Lease {
 	return store.Lease{Name: "sandbox/" + id, Holder: token(), Controller: c.opt.Controller}
 }
 
-func (c *Center) take(ctx context.Context, l store.Lease) (took bool, err error) {
-	err = c.update(ctx, func(tx store.Tx) (err error) {
+// errUnchanged ends a transaction that found nothing to write. A commit wakes everybody who waits for a change, and two who
+// wait for the same would keep each other awake.
+var errUnchanged = errors.New("nothing to write")
+
+func (c *Center) take(ctx context.Context, l store.Lease) (bool, error) {
+	err := c.update(ctx, func(tx store.Tx) error {
 		now := c.opt.Now()
 		l.Until = now.Add(leaseFor)
-		took, err = tx.TakeLease(l, now)
+		took, err := tx.TakeLease(l, now)
+		if err == nil && !took {
+			return errUnchanged
+		}
 		return err
 	})
-	return took, err
+	if errors.Is(err, errUnchanged) {
+		return false, nil
+	}
+	return err == nil, err
 }
 
 func (c *Center) unlocking(ctx context.Context, l store.Lease, local func()) func() {

@@ -151,6 +151,9 @@ func (c *Center) materialise(ctx context.Context, j *spore.Job, n Node, t *spore
 		note("its own bytes are of no use: " + spore.AsError(err).Error())
 	}
 	if len(peers) > 0 && (how == makeMissing || !fromImage) {
+		if err := c.expectArtifact(ctx, t.ArtifactID, n.ID()); err != nil {
+			return nil, err
+		}
 		f, err := n.Fetch(ctx, t, as, peers, note)
 		if err == nil {
 			return f, nil
@@ -169,6 +172,20 @@ func (c *Center) materialise(ctx context.Context, j *spore.Job, n Node, t *spore
 	return c.bake(ctx, j, n, &fresh, req, as)
 }
 
+// expectArtifact notes that an artifact comes to a node along with a frozen state.
+func (c *Center) expectArtifact(ctx context.Context, id, nodeID string) error {
+	return c.update(ctx, func(tx store.Tx) error {
+		if _, err := tx.Artifact(id); err != nil {
+			return ignoreNotFound(err)
+		}
+		there, err := tx.Placements(id, nodeID)
+		if err != nil || len(there) > 0 {
+			return err
+		}
+		return tx.PutPlacement(spore.Placement{ArtifactID: id, NodeID: nodeID, CreatedAt: c.opt.Now()})
+	})
+}
+
 // buildRequest answers what a template was built from, and whether it was built from an image at all.
 func (c *Center) buildRequest(ctx context.Context, t *spore.Template) (req BuildRequest, ok bool, err error) {
 	if t.Kind != spore.KindTemplate || t.OriginSandbox != "" {
@@ -180,9 +197,6 @@ func (c *Center) buildRequest(ctx context.Context, t *spore.Template) (req Build
 	}
 	if err := json.Unmarshal(j.Request, &req); err != nil {
 		return req, false, err
-	}
-	if t.KernelID != "" && req.KernelID == "" {
-		req.KernelID = "" // the newest: a redo is how a template gets new components
 	}
 	return req, true, nil
 }
