@@ -330,7 +330,7 @@ func TestDownloadsDoNotHoldUpTheEnd(t *testing.T) {
 
 // FuzzRange holds a part that is answered against what net/http would answer.
 func FuzzRange(f *testing.F) {
-	for _, seed := range []string{"bytes=0-3", "bytes=5-", "bytes=-5", "bytes=-0", "bytes=9-1", "bytes=0-1,2-3", "bytes=99999999999999999999-", "bytes= 1-2 ", "bytes=0x1-2", "Bytes=1-1", "bytes=--1", "bytes=1-2-3"} {
+	for _, seed := range []string{"bytes=0-3", "bytes=5-", "bytes=-5", "bytes=-0", "bytes=9-1", "bytes=0-1,2-3", "bytes=99999999999999999999-", "bytes= 1-2 ", "bytes=0x1-2", "Bytes=1-1", "bytes=--1", "bytes=1-2-3", "bytes=- 1"} {
 		f.Add(seed, int64(10))
 	}
 	f.Add("bytes=0-", int64(0))
@@ -340,8 +340,9 @@ func FuzzRange(f *testing.F) {
 		if part && (start < 0 || length < 1 || start+length > size || none) {
 			t.Fatalf("%q of %d: %d bytes from %d on", header, size, length, start)
 		}
-		if strings.ContainsAny(header, "\r\n\x00") || !strings.HasPrefix(header, "bytes=") {
-			return
+		set, ok := strings.CutPrefix(header, "bytes=")
+		if !ok || strings.Trim(set, "0123456789-") != "" || strings.Count(set, "-") != 1 {
+			return // net/http puts up with signs and spaces that do not belong there
 		}
 		r := httptest.NewRequest("GET", "/", nil)
 		r.Header.Set("Range", header)
@@ -352,7 +353,7 @@ func FuzzRange(f *testing.F) {
 			return // a part without bytes, which cannot be written as a range
 		}
 		switch {
-		case w.Code == 206 && strings.HasPrefix(w.Header().Get("Content-Range"), "bytes ") && !strings.Contains(header, ",") && (!part || w.Header().Get("Content-Range") != span):
+		case w.Code == 206 && strings.HasPrefix(w.Header().Get("Content-Range"), "bytes ") && (!part || w.Header().Get("Content-Range") != span):
 			t.Errorf("%q of %d: %s, net/http answers %s", header, size, span, w.Header().Get("Content-Range"))
 		case none && w.Code != 416:
 			t.Errorf("%q of %d: refused, net/http answers %d", header, size, w.Code)
