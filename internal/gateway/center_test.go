@@ -5,9 +5,12 @@ import (
 	"go/ast"
 	"go/parser"
 	"go/token"
+	"slices"
 	"strconv"
 	"strings"
 	"testing"
+
+	"github.com/getkin/kin-openapi/openapi3"
 
 	"github.com/sporevm/spore"
 	"github.com/sporevm/spore/api"
@@ -272,6 +275,49 @@ func TestLimitsOfMaps(t *testing.T) {
 		a := e.want(c.status, "POST", "/v1/sandboxes", `{"template": "python", "`+c.field+`": `+c.value+`}`)
 		if c.status == 400 && !strings.HasPrefix(a.error(t).Field, c.field) {
 			t.Errorf("%s of %d bytes: %s", c.field, len(c.value), a.body)
+		}
+	}
+}
+
+// TestEverythingIsBounded looks for parameters and fields of requests that may be of any size.
+func TestEverythingIsBounded(t *testing.T) {
+	var look func(where string, s *openapi3.Schema)
+	look = func(where string, s *openapi3.Schema) {
+		for _, part := range s.AllOf {
+			look(where, part.Value)
+		}
+		switch {
+		case s.Type.Is("string") && s.MaxLength == nil && len(s.Enum) == 0 && s.Pattern == "":
+			t.Errorf("%s: a string of any length", where)
+		case s.Type.Is("integer") && (s.Max == nil || s.Min == nil) && s.Format != "int64":
+			t.Errorf("%s: a number of any size", where)
+		case s.Type.Is("array"):
+			if s.MaxItems == nil {
+				t.Errorf("%s: a list of any length", where)
+			}
+			look(where+"[]", s.Items.Value)
+		case s.Type.Is("object"):
+			if rest := s.AdditionalProperties.Schema; rest != nil {
+				if s.MaxProps == nil || s.Extensions["x-max-key-length"] == nil {
+					t.Errorf("%s: a map of any size", where)
+				}
+				look(where+".*", rest.Value)
+			} else if s.AdditionalProperties.Has == nil || *s.AdditionalProperties.Has {
+				t.Errorf("%s: an object with any fields", where)
+			}
+			for name, property := range s.Properties {
+				look(where+"."+name, property.Value)
+			}
+		}
+	}
+	for path, item := range description(t).Paths.Map() {
+		for method, op := range item.Operations() {
+			for _, p := range append(slices.Clone(item.Parameters), op.Parameters...) {
+				look(method+" "+path+" "+p.Value.Name, p.Value.Schema.Value)
+			}
+			if op.RequestBody != nil {
+				look(method+" "+path, op.RequestBody.Value.Content.Get("application/json").Schema.Value)
+			}
 		}
 	}
 }
