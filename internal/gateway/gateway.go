@@ -61,6 +61,7 @@ func (o Options) withDefaults() Options {
 // New makes the handler that serves svc.
 func New(svc Service, opt Options) http.Handler {
 	opt = opt.withDefaults()
+	go described() // it takes a moment, which the first request should not have to wait for
 	mux := http.NewServeMux()
 	tokens := artifactTokens{key: opt.TokenKey, now: opt.Now}
 	strict := api.NewStrictHandlerWithOptions(&native{svc: svc, opt: opt, tokens: tokens}, nil, api.StrictHTTPServerOptions{
