@@ -4,6 +4,7 @@ import (
 	"context"
 
 	"github.com/sporevm/spore/internal/bench"
+	"github.com/sporevm/spore/internal/center"
 	"github.com/sporevm/spore/internal/cli"
 	"github.com/sporevm/spore/internal/daemon"
 )
@@ -17,7 +18,10 @@ func wire(o cli.Options) cli.Options {
 func serve(ctx context.Context, cfg cli.ServeConfig) error {
 	return daemon.Serve(ctx, daemon.Config{
 		DataDir: cfg.DataDir, Listen: cfg.Listen, TokenFile: cfg.TokenFile, Engine: cfg.Engine, Accel: cfg.Accel,
-		Pool: cfg.Pool, Version: cfg.Version, Logger: cfg.Logger,
+		Pool: cfg.Pool, Version: cfg.Version, Logger: cfg.Logger, DatabaseFile: cfg.DatabaseFile, DatabaseURL: cfg.DatabaseURL,
+		StorageLimits: cfg.StorageLimits, Retention: center.Retention{KeepLast: cfg.KeepLast, MaxAge: cfg.MaxAge},
+		Quota:            center.Quota{SnapshotsPerSandbox: cfg.SnapshotsPerSandbox, Templates: cfg.Templates, Bytes: cfg.QuotaBytes},
+		OperationTimeout: cfg.OperationTimeout,
 	})
 }
 

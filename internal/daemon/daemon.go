@@ -12,6 +12,7 @@ import (
 	"os"
 	"time"
 
+	"github.com/sporevm/spore"
 	"github.com/sporevm/spore/internal/center"
 	"github.com/sporevm/spore/internal/frozen"
 	"github.com/sporevm/spore/internal/gateway"
@@ -32,6 +33,19 @@ type Config struct {
 	Init      string // file of spore-init for kernel bundles; "" is the one built in
 	Version   string
 	Logger    *slog.Logger `json:"-"`
+
+	// DatabaseFile names a file that holds the URL of a PostgreSQL database, readable by its owner only; DatabaseURL is one
+	// itself. Without either, rows are in SQLite in DataDir. See Database.
+	DatabaseFile string
+	DatabaseURL  string `json:"-"`
+	// StorageLimits are the percentages of the disk from which on less is taken in. Zero: spore.DefaultStorageLimits.
+	StorageLimits spore.StorageLimits
+	// Retention removes old snapshots by itself. Zero: none.
+	Retention center.Retention
+	// Quota bounds how much may be made. Zero: nothing is bounded.
+	Quota center.Quota
+	// OperationTimeout caps snapshot, rollback, fork, pause and resume. Zero: 15 minutes.
+	OperationTimeout time.Duration
 
 	// Ready is called once requests are answered, with the URL to ask.
 	Ready func(url string) `json:"-"`
