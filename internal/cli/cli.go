@@ -14,6 +14,7 @@ import (
 
 	"github.com/spf13/cobra"
 
+	"github.com/sporevm/spore"
 	"github.com/sporevm/spore/api"
 	"github.com/sporevm/spore/client"
 )
@@ -50,6 +51,18 @@ type ServeConfig struct {
 	Pool      int    // thawed VMs kept ready per hot template
 	Version   string
 	Logger    *slog.Logger
+
+	// Of the database at most one is set; with neither it is SQLite in DataDir.
+	DatabaseFile string // absolute; holds a URL
+	DatabaseURL  string // a secret
+
+	StorageLimits       spore.StorageLimits // of the disk
+	KeepLast            int                 // snapshots of each sandbox; 0 is all
+	MaxAge              time.Duration       // of snapshots; 0 is none
+	SnapshotsPerSandbox int                 // quotas; 0 is none
+	Templates           int
+	QuotaBytes          int64
+	OperationTimeout    time.Duration
 }
 
 // DoctorConfig is what `spore doctor` was told.
@@ -164,7 +177,8 @@ directory that --data or SPORE_DATA names, or at ` + client.DefaultURL + `.`,
 	root.CompletionOptions.HiddenDefaultCmd = true
 	root.AddCommand(
 		a.serveCommand(), a.doctorCommand(), a.kernelCommand(), a.templateCommand(), a.runCommand(), a.sandboxCommand(), a.snapshotCommand(),
-		a.forkCommand(), a.rollbackCommand(), a.jobCommand(), a.benchCommand(), a.fsckCommand(), a.gcCommand(), a.explainCommand(),
+		a.forkCommand(), a.rollbackCommand(), a.aliasCommand(), a.aliasSet("tag"), a.log("spore log"), a.diffCommand(), a.jobCommand(), a.operationCommand(),
+		a.artifactCommand(), a.compatCommand(), a.nodeCommand(), a.benchCommand(), a.fsckCommand(), a.gcCommand(), a.explainCommand(),
 		a.completionCommand(), a.versionCommand(),
 	)
 	root.SetFlagErrorFunc(func(cmd *cobra.Command, err error) error { return usage(cmd, err) })

@@ -37,9 +37,12 @@ func TestEveryCommandIsExplained(t *testing.T) {
 			t.Errorf("%s: does nothing, or takes anything", c.CommandPath())
 		}
 	})
-	for _, want := range strings.Fields(`serve doctor kernel-install kernel-ls kernel-rm template-build template-ls template-show template-rm template-commit run
+	for _, want := range strings.Fields(`serve doctor kernel-install kernel-ls kernel-rm template-build template-ls template-info template-rm template-commit run
+		template-set template-redo template-replicas template-refs template-nodes alias-set alias-ls alias-info alias-rm alias-history tag log diff
+		operation-show artifact-ls artifact-info artifact-verify artifact-download artifact-token compat-matrix compat-scan compat-adopt
+		node-ls node-info node-label node-drain node-undrain node-forget node-storage sandbox-refs snapshot-redo
 		sandbox-create sandbox-ls sandbox-show sandbox-rm sandbox-pause sandbox-resume sandbox-extend sandbox-exec sandbox-cp sandbox-logs
-		snapshot-create snapshot-ls snapshot-show snapshot-rm snapshot-log fork rollback job-ls job-show job-watch job-cancel job-log
+		snapshot-create snapshot-ls snapshot-info snapshot-rm snapshot-log fork rollback job-ls job-show job-watch job-cancel job-log
 		bench fsck gc explain completion version`) {
 		if path := "spore " + strings.ReplaceAll(want, "-", " "); !slices.Contains(paths, path) {
 			t.Errorf("there is no %s", path)
@@ -49,7 +52,7 @@ func TestEveryCommandIsExplained(t *testing.T) {
 
 func TestDestructionCanBeRehearsed(t *testing.T) {
 	commands(cli.Root(), func(c *cobra.Command) {
-		if slices.Contains([]string{"rm", "gc", "rollback"}, c.Name()) && c.Flags().Lookup("dry-run") == nil {
+		if slices.Contains([]string{"rm", "gc", "rollback", "forget", "adopt"}, c.Name()) && c.Flags().Lookup("dry-run") == nil {
 			t.Errorf("%s has no --dry-run", c.CommandPath())
 		}
 	})
@@ -69,8 +72,8 @@ func TestDestructionCanBeRehearsed(t *testing.T) {
 			t.Errorf("a rehearsal called %s", method)
 		}
 	}
-	s.want(0, "template", "show", "python")
-	s.want(0, "snapshot", "show", snap)
+	s.want(0, "template", "info", "python")
+	s.want(0, "snapshot", "info", snap)
 }
 
 // TestOutput keeps what each command prints, in each format.
@@ -93,8 +96,8 @@ func TestOutput(t *testing.T) {
 	for _, format := range [][]string{{}, {"-o", "wide"}, {"-o", "json"}, {"-q"}} {
 		show(0, append([]string{"template", "ls"}, format...)...)
 	}
-	show(0, "template", "show", "web")
-	show(0, "template", "show", "python", "-o", "json")
+	show(0, "template", "info", "web")
+	show(0, "template", "info", "python", "-o", "json")
 	box := strings.TrimSpace(show(0, "sandbox", "create", "python", "--ttl", "3h", "--on-end", "pause", "-e", "TOKEN=x", "--label", "a=b", "-q").out)
 	for _, format := range [][]string{{}, {"-o", "wide"}, {"-o", "json"}, {"-q"}} {
 		show(0, append([]string{"sandbox", "ls"}, format...)...)
@@ -282,13 +285,13 @@ func TestCompletion(t *testing.T) {
 		want, not string
 		args      []string
 	}{
-		{"python\ttemplate, READY", "", []string{"template", "show", ""}},
+		{"python\ttemplate, READY", "", []string{"template", "info", ""}},
 		{box + "\tRUNNING", "", []string{"sandbox", "rm", ""}},
 		{"krn-", "", []string{"kernel", "rm", ""}},
 		{"wide", "", []string{"template", "ls", "-o", ""}},
 		{"kvm", "", []string{"serve", "--accel", ""}},
 		{"python", "", []string{"sandbox", "ls", "--template", ""}},
-		{":4", "python", []string{"template", "show", "python", ""}},
+		{":4", "python", []string{"template", "info", "python", ""}},
 		{":4", box, []string{"sandbox", "rm", box, ""}}, // once is enough
 		{"fsck", "", []string{""}},
 	} {

@@ -112,7 +112,12 @@ func templateWords(t api.Template) []string {
 	return []string{described(t.Name, about), described(t.ID, about)}
 }
 
+// templates completes whatever sandboxes can start from, aliases too.
 func templates(ctx context.Context, c *client.Client) iter.Seq2[string, error] {
+	return both(definitions, aliases)(ctx, c)
+}
+
+func definitions(ctx context.Context, c *client.Client) iter.Seq2[string, error] {
 	return each(c.ListTemplates(ctx, api.ListTemplatesParams{}), templateWords)
 }
 
@@ -136,19 +141,62 @@ func jobs(ctx context.Context, c *client.Client) iter.Seq2[string, error] {
 	})
 }
 
-func kernels(ctx context.Context, c *client.Client) iter.Seq2[string, error] {
+func nodes(ctx context.Context, c *client.Client) iter.Seq2[string, error] {
+	return listed(func() ([]api.Node, error) { return c.ListNodes(ctx, false) }, func(n api.Node) []string {
+		return []string{described(n.ID, nodeState(n))}
+	})
+}
+
+// nodeLabels completes the labels that nodes have.
+func nodeLabels(ctx context.Context, c *client.Client) iter.Seq2[string, error] {
 	return func(yield func(string, error) bool) {
-		found, err := c.ListKernels(ctx)
-		if err != nil {
-			yield("", err)
-			return
-		}
-		for _, k := range found {
-			if !yield(described(k.ID, k.KernelVersion), nil) {
-				return
+		seen := map[string]bool{}
+		for word, err := range listed(func() ([]api.Node, error) { return c.ListNodes(ctx, false) }, func(n api.Node) []string {
+			return strings.Split(pairs(n.Labels), ",")
+		}) {
+			if err != nil || word != "" && !seen[word] {
+				seen[word] = true
+				if !yield(printable(word, false), err) {
+					return
+				}
 			}
 		}
 	}
+}
+
+func aliases(ctx context.Context, c *client.Client) iter.Seq2[string, error] {
+	return each(c.ListAliases(ctx, api.ListAliasesParams{}), func(a api.Alias) []string {
+		return []string{described(a.Label, a.TemplateID)}
+	})
+}
+
+func artifacts(ctx context.Context, c *client.Client) iter.Seq2[string, error] {
+	return each(c.ListArtifacts(ctx, api.ListArtifactsParams{}), func(a api.Artifact) []string {
+		return []string{described(a.ID, a.Image.Reference+", "+string(a.Status))}
+	})
+}
+
+// listed is each for a list that comes in one answer.
+func listed[T any](ask func() ([]T, error), describe func(T) []string) iter.Seq2[string, error] {
+	return each(func(yield func(T, error) bool) {
+		items, err := ask()
+		if err != nil {
+			var none T
+			yield(none, err)
+			return
+		}
+		for _, item := range items {
+			if !yield(item, nil) {
+				return
+			}
+		}
+	}, describe)
+}
+
+func kernels(ctx context.Context, c *client.Client) iter.Seq2[string, error] {
+	return listed(func() ([]api.Kernel, error) { return c.ListKernels(ctx) }, func(k api.Kernel) []string {
+		return []string{described(k.ID, k.KernelVersion)}
+	})
 }
 
 // both answers the words of one completer and then those of another.

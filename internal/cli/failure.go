@@ -26,7 +26,12 @@ func usage(cmd *cobra.Command, err error) error {
 	if errors.As(err, &known) {
 		return err
 	}
-	return &usageError{err: err, hint: "usage: " + cmd.UseLine() + "\n      see " + cmd.CommandPath() + " --help"}
+	hint := ""
+	var refused *spore.Error
+	if errors.As(err, &refused) && refused.Hint != "" {
+		hint = refused.Hint + "\n"
+	}
+	return &usageError{err: err, hint: hint + "usage: " + cmd.UseLine() + "\n      see " + cmd.CommandPath() + " --help"}
 }
 
 // exitError ends the process with a code; err may be nil, when all is said.
@@ -60,10 +65,10 @@ func (a *app) finish(err error) int {
 	var misuse *usageError
 	switch {
 	case errors.As(err, &misuse):
-		a.complain(misuse.err.Error(), misuse.hint)
+		a.complain(misuse.err.Error(), "", misuse.hint, "")
 		return exitUsage
 	case !a.started:
-		a.complain(err.Error(), "see spore --help")
+		a.complain(err.Error(), "", "see spore --help", "")
 		return exitUsage
 	}
 	for _, e := range flatten(err) {
@@ -75,13 +80,14 @@ func (a *app) finish(err error) int {
 			} else if e != error(known) {
 				text = e.Error()
 			}
-			if known.Cause != nil && !contains(text, known.Cause.Error()) && showable(known.Cause) {
-				text += ": " + known.Cause.Error()
+			if code >= exitSpore { // between the lines of a command in a sandbox; the exit code tells
+				a.complain(text, "", known.Hint, "")
+				continue
 			}
-			a.complain(text, known.Hint)
+			a.complain(text, causeOf(known, text), known.Hint, codeWords(known.Code, known.Reason))
 			continue
 		}
-		a.complain(e.Error(), "")
+		a.complain(e.Error(), "", "", "")
 	}
 	if code == exitFailure && spore.CodeOf(err) == spore.CodeCanceled {
 		code = exitSignal + 2
@@ -89,18 +95,31 @@ func (a *app) finish(err error) int {
 	return code
 }
 
-// complain prints an error and a hint; either may quote what a guest or an image said.
-func (a *app) complain(text, hint string) {
-	fmt.Fprintf(a.Stderr, "error: %s\n", printable(text, true))
-	if hint != "" {
-		fmt.Fprintf(a.Stderr, "hint: %s\n", printable(hint, true))
+// codeWords is a code and, where there is one, the reason within it.
+func codeWords(code spore.Code, reason spore.Reason) string {
+	if reason == "" {
+		return string(code)
+	}
+	return string(code) + ", " + string(reason)
+}
+
+// complain prints an error: what happened, why, what to do about it, and its code. Any of them may quote what a guest or an
+// image said.
+func (a *app) complain(text, cause, hint, code string) {
+	for _, line := range []detail{{"error", text}, {"cause", cause}, {"hint", hint}, {"code", code}} {
+		if line.value != "" {
+			fmt.Fprintf(a.Stderr, "%s: %s\n", line.name, printable(line.value, true))
+		}
 	}
 }
 
-// showable says whether a cause came from the server, which leaves out what is not for users.
-func showable(cause error) bool {
-	var known *spore.Error
-	return errors.As(cause, &known)
+// causeOf is why something was refused, when the server told so and text does not. What went wrong on the way to the server
+// is in the text already.
+func causeOf(e *spore.Error, text string) string {
+	if e.Cause == nil || contains(text, e.Cause.Error()) || contains(e.Cause.Error(), e.Message) || e.Code == spore.CodeUnreachable || e.Code == spore.CodeCanceled {
+		return ""
+	}
+	return e.Cause.Error()
 }
 
 // flatten takes joined errors apart.

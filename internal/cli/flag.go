@@ -77,24 +77,29 @@ func (f *mapFlag) Set(s string) error {
 
 // lifeFlags say when a sandbox ends.
 type lifeFlags struct {
-	ttl   time.Duration
-	onEnd string
+	prefix string // of the flags' names
+	ttl    time.Duration
+	onEnd  string
 }
 
 func (f *lifeFlags) add(cmd *cobra.Command) {
-	cmd.Flags().DurationVar(&f.ttl, "ttl", 0, "time to live, such as 90s or 2h; 0 is for ever")
-	cmd.Flags().StringVar(&f.onEnd, "on-end", "", "what happens when the time is up: kill or pause (default kill)")
-	cmd.RegisterFlagCompletionFunc("on-end", words("kill", "pause"))
+	f.describe(cmd, "time to live, such as 90s or 2h; 0 is for ever", "what happens when the time is up: kill or pause (default kill)")
+}
+
+func (f *lifeFlags) describe(cmd *cobra.Command, ttl, onEnd string) {
+	cmd.Flags().DurationVar(&f.ttl, f.prefix+"ttl", 0, ttl)
+	cmd.Flags().StringVar(&f.onEnd, f.prefix+"on-end", "", onEnd)
+	cmd.RegisterFlagCompletionFunc(f.prefix+"on-end", words("kill", "pause"))
 }
 
 func (f *lifeFlags) check(cmd *cobra.Command) error {
 	switch f.onEnd {
 	case "", string(spore.EndKill), string(spore.EndPause):
 	default:
-		return usage(cmd, errors.New("--on-end takes kill or pause, not "+quote(f.onEnd)))
+		return usage(cmd, errors.New("--"+f.prefix+"on-end takes kill or pause, not "+quote(f.onEnd)))
 	}
 	if f.ttl < 0 {
-		return usage(cmd, errors.New("--ttl cannot be negative"))
+		return usage(cmd, errors.New("--"+f.prefix+"ttl cannot be negative"))
 	}
 	return nil
 }

@@ -32,18 +32,14 @@ others; the exit code is then 1.`,
 			if count < 1 {
 				return usage(cmd, errors.New("-n must be at least 1"))
 			}
-			forks, err := makeOrUndo(cmd.Context(), func(ctx context.Context) ([]api.ForkResult, error) {
-				return c.Fork(ctx, api.ForkRequest{
-					Source: args[0], Count: count, TTLSeconds: client.Seconds(life.ttl), OnEnd: spore.EndAction(life.onEnd), Env: env.values, Labels: labels.values,
-				})
-			}, func(ctx context.Context, forks []api.ForkResult) error {
-				var errs []error
-				for _, f := range forks {
-					if f.Sandbox != nil {
-						errs = append(errs, c.DeleteSandbox(ctx, f.Sandbox.ID))
-					}
-				}
-				return errors.Join(errs...)
+			var forks []api.ForkResult
+			err := a.waiting(cmd.Context(), "forking", func(ctx context.Context) (err error) {
+				forks, err = makeOrUndo(ctx, func(ctx context.Context) ([]api.ForkResult, error) {
+					return c.Fork(ctx, api.ForkRequest{
+						Source: args[0], Count: count, TTLSeconds: client.Seconds(life.ttl), OnEnd: spore.EndAction(life.onEnd), Env: env.values, Labels: labels.values,
+					})
+				}, endForks(c))
+				return err
 			})
 			if err != nil {
 				return err
@@ -56,6 +52,19 @@ others; the exit code is then 1.`,
 	cmd.Flags().Var(&labels, "label", "label to attach: KEY=VALUE")
 	life.add(cmd)
 	return cmd
+}
+
+// endForks ends what a fork made.
+func endForks(c *client.Client) func(context.Context, []api.ForkResult) error {
+	return func(ctx context.Context, forks []api.ForkResult) error {
+		var errs []error
+		for _, f := range forks {
+			if f.Sandbox != nil {
+				errs = append(errs, c.DeleteSandbox(ctx, f.Sandbox.ID))
+			}
+		}
+		return errors.Join(errs...)
+	}
 }
 
 // forked prints the forks and answers the errors of those that failed.
@@ -91,7 +100,11 @@ may want it. If the snapshot cannot be thawed the sandbox goes on as it was.`,
 				return a.planRollback(cmd.Context(), c, args[0], args[1])
 			}
 			// There is no undoing, so an interrupt only waits for the outcome.
-			s, err := c.Rollback(making(cmd.Context()), args[0], args[1])
+			var s *api.Sandbox
+			err := a.working(cmd.Context(), "rolling back", aboutSandbox(cmd.Context(), c, args[0]), func(ctx context.Context) (err error) {
+				s, err = c.Rollback(making(ctx), args[0], args[1])
+				return err
+			})
 			if err != nil {
 				return err
 			}

@@ -25,6 +25,9 @@ func (a *app) jobView() view[api.Job] {
 			{"progress", false, func(j api.Job) string { return fmt.Sprintf("%d%%", j.Progress) }},
 			{"resource", false, func(j api.Job) string { return j.ResourceID }},
 			{"sandbox", true, func(j api.Job) string { return j.SandboxID }},
+			{"node", true, func(j api.Job) string { return j.NodeID }},
+			{"replicas", true, func(j api.Job) string { return nodeCounts(j.Nodes) }},
+			{"owner", true, func(j api.Job) string { return j.Owner }},
 			{"attempt", true, func(j api.Job) string { return fmt.Sprint(j.Attempt) }},
 			{"age", false, func(j api.Job) string { return a.age(j.CreatedAt) }},
 			{"took", true, func(j api.Job) string { return took(j) }},
@@ -36,6 +39,30 @@ func (a *app) jobView() view[api.Job] {
 			}},
 		},
 	}
+}
+
+// nodeCounts says how the making of replicas goes.
+func nodeCounts(n *api.NodeCounts) string {
+	if n == nil {
+		return ""
+	}
+	text := fmt.Sprintf("%d/%d", n.Ready, n.Expected)
+	if n.Failed > 0 {
+		text += fmt.Sprintf(", %d failed", n.Failed)
+	}
+	return text
+}
+
+// pulled says what the pull of an image has moved.
+func pulled(p *api.PullProgress) string {
+	if p == nil {
+		return ""
+	}
+	text := fmt.Sprintf("%s of %s, %d of %d layers", size(p.BytesDone), size(p.BytesTotal), p.LayersDone, p.LayersTotal)
+	if p.BytesPerSecond > 0 {
+		text += ", " + size(p.BytesPerSecond) + "/s"
+	}
+	return text
 }
 
 func took(j api.Job) string {
@@ -52,18 +79,16 @@ func (a *app) jobCommand() *cobra.Command {
 }
 
 func (a *app) jobList() *cobra.Command {
-	var status, operation, resource, sandbox string
+	var status, operation string
+	var params api.ListJobsParams
 	cmd := &cobra.Command{
 		Use:     "ls",
 		Aliases: []string{"list"},
 		Short:   "List jobs, newest first",
-		Example: "  spore job ls --status PENDING,RUNNING",
+		Example: "  spore job ls --status PENDING,RUNNING\n  spore job ls --resource tpl-5f1d7a84be3c90a1d2e4f607 -o wide",
 		Args:    exactly(0),
 		RunE: a.with(func(cmd *cobra.Command, c *client.Client, _ []string) error {
-			params := api.ListJobsParams{Operation: spore.Operation(strings.ToUpper(operation)), Resource: resource, Sandbox: sandbox}
-			for _, s := range splitList(status) {
-				params.Status = append(params.Status, spore.JobStatus(strings.ToUpper(s)))
-			}
+			params.Operation, params.Status = constant[spore.Operation](operation), constants[spore.JobStatus](status)
 			found, err := gather(c.ListJobs(cmd.Context(), params))
 			if err != nil {
 				return err
@@ -71,16 +96,25 @@ func (a *app) jobList() *cobra.Command {
 			return a.jobView().list(a, found)
 		}),
 	}
-	cmd.Flags().StringVar(&status, "status", "", "only these, separated by commas: PENDING, RUNNING, READY, FAILED, CANCELLED")
-	cmd.Flags().StringVar(&operation, "operation", "", "only this operation, such as CREATE or FORK")
-	cmd.Flags().StringVar(&resource, "resource", "", "only those about the template or snapshot with this id")
-	cmd.Flags().StringVar(&sandbox, "sandbox", "", "only those about the sandbox with this id")
+	f := cmd.Flags()
+	f.StringVar(&status, "status", "", "only these, separated by commas: PENDING, RUNNING, READY, FAILED, CANCELLED")
+	f.StringVar(&operation, "operation", "", "only this operation, such as CREATE or FORK")
+	f.StringVar(&params.Resource, "resource", "", "only those about the template or snapshot with this id")
+	f.StringVar(&params.Sandbox, "sandbox", "", "only those about the sandbox with this id")
+	f.StringVar(&params.Node, "node", "", "only those that are done on this node")
+	f.StringVar(&params.Owner, "owner", "", "only those that this server runs")
+	cmd.RegisterFlagCompletionFunc("status", words("pending", "running", "ready", "failed", "cancelled"))
+	cmd.RegisterFlagCompletionFunc("operation", words("create", "redo", "commit", "delete", "replicate", "snapshot-create", "snapshot-rollback", "snapshot-delete", "fork", "flatten"))
+	cmd.RegisterFlagCompletionFunc("resource", a.complete(definitions))
+	cmd.RegisterFlagCompletionFunc("sandbox", a.complete(sandboxes))
+	cmd.RegisterFlagCompletionFunc("node", a.complete(nodes))
 	return cmd
 }
 
 func (a *app) jobShow() *cobra.Command {
 	return &cobra.Command{
 		Use:               "show JOB",
+		Aliases:           []string{"info"},
 		Short:             "Show a job",
 		Example:           "  spore job show job-5f1d7a84be3c90a1d2e4f607",
 		Args:              exactly(1),
@@ -96,20 +130,25 @@ func (a *app) jobShow() *cobra.Command {
 }
 
 func jobDetails(j *api.Job) []detail {
-	failure, hint := "", ""
+	failure, hint, cancel := "", "", ""
 	if j.Error != nil {
-		failure, hint = string(j.Error.Code)+": "+j.Error.Message, j.Error.Hint
+		failure, hint = fmt.Sprintf("%s (%s)", j.Error.Message, codeWords(j.Error.Code, j.Error.Reason)), j.Error.Hint
 	}
-	retry := j.RetryOfJobID
-	cancel := ""
 	if j.CancelRequested {
 		cancel = "requested"
 	}
+	var mode, scope, resume string
+	if j.Redo != nil {
+		mode, scope, resume = string(j.Redo.Mode), strings.Join(j.Redo.Scope, ", "), string(j.Redo.ResumePhase)
+	}
 	return []detail{
-		{"id", j.ID}, {"operation", string(j.Operation)}, {"resource", j.ResourceID}, {"sandbox", j.SandboxID}, {"status", string(j.Status)},
-		{"phase", string(j.Phase)}, {"progress", fmt.Sprintf("%d%%", j.Progress)}, {"attempt", fmt.Sprint(j.Attempt)}, {"retry of", retry},
-		{"cancel", cancel}, {"error", failure}, {"hint", hint}, {"created", stamp(j.CreatedAt)}, {"started", stamp(j.StartedAt)},
-		{"finished", stamp(j.FinishedAt)}, {"took", took(*j)}, {"request", string(j.Request)}, {"result", string(j.Result)},
+		{"id", j.ID}, {"operation", string(j.Operation)}, {"resource", strings.TrimSpace(string(j.ResourceType) + " " + j.ResourceID)},
+		{"resource is", string(j.TemplateStatus)}, {"artifact", j.ArtifactID}, {"artifact is", string(j.ArtifactStatus)}, {"sandbox", j.SandboxID},
+		{"node", j.NodeID}, {"status", string(j.Status)}, {"phase", string(j.Phase)}, {"progress", fmt.Sprintf("%d%%", j.Progress)}, {"pulled", pulled(j.Pull)},
+		{"replicas", nodeCounts(j.Nodes)}, {"redo mode", mode}, {"redo on", scope}, {"redo from", resume}, {"attempt", fmt.Sprint(j.Attempt)},
+		{"retry of", j.RetryOfJobID}, {"request id", j.RequestID}, {"owner", j.Owner}, {"cancel", cancel}, {"error", failure}, {"hint", hint},
+		{"created", stamp(j.CreatedAt)}, {"started", stamp(j.StartedAt)}, {"finished", stamp(j.FinishedAt)}, {"took", took(*j)},
+		{"request", string(j.Request)}, {"result", string(j.Result)},
 	}
 }
 

@@ -1,8 +1,10 @@
 package cli
 
 import (
+	"context"
+	"errors"
 	"fmt"
-	"io"
+	"slices"
 	"strings"
 	"time"
 
@@ -25,101 +27,196 @@ func (a *app) lineageView() view[api.LineageEntry] {
 			{"sandbox", true, func(e api.LineageEntry) string { return e.OriginSandbox }},
 			{"ephemeral", true, func(e api.LineageEntry) string { return yes(e.Ephemeral) }},
 			{"labels", true, func(e api.LineageEntry) string { return pairs(e.Labels) }},
+			{"aliases", true, func(e api.LineageEntry) string { return strings.Join(e.Aliases, ",") }},
+			{"author", false, func(e api.LineageEntry) string { return e.Author }},
 			{"age", false, func(e api.LineageEntry) string { return a.age(e.CreatedAt) }},
+			{"reason", false, func(e api.LineageEntry) string { return e.Reason }},
 		},
 	}
 }
 
-func (a *app) snapshotLog() *cobra.Command {
+// log makes the command that tells histories, under a path.
+func (a *app) log(path string) *cobra.Command {
 	var graph, all bool
+	var limit int
 	cmd := &cobra.Command{
 		Use:   "log [REF]",
-		Short: "Show which snapshot came of which",
-		Long: `Show templates and snapshots with what they came of, newest first; with --graph as a tree, with the sandboxes
-that stand on them. REF, a template, snapshot or sandbox, leaves only its ancestors and descendants. What was
-deleted, or failed to be made, is shown where something living came of it, and with --all everywhere.`,
-		Example:           "  spore snapshot log --graph\n  spore snapshot log --graph before-upgrade",
+		Short: "Show which template or snapshot came of which, by whom and why",
+		Long: `Show templates and snapshots with what they came of, newest first; with --graph as a drawing, with the aliases that point
+at them and the sandboxes that stand on them. REF, a template, snapshot, alias or sandbox, leaves only its ancestors and
+descendants. What was deleted, or failed to be made, is shown where something living came of it, and with --all
+everywhere.`,
+		Example:           "  " + path + " --graph\n  " + path + " --graph before-upgrade",
 		Args:              between(0, 1),
 		ValidArgsFunction: a.complete(both(templates, sandboxes), nothing),
 		RunE: a.with(func(cmd *cobra.Command, c *client.Client, args []string) error {
-			entries, err := gather(c.ListLineage(cmd.Context()))
+			if limit < 0 {
+				return usage(cmd, errors.New("--limit cannot be negative"))
+			}
+			var l *lineage
+			err := a.waiting(cmd.Context(), "reading", func(ctx context.Context) (err error) {
+				l, err = readLineage(ctx, c, args)
+				return err
+			})
 			if err != nil {
 				return err
 			}
-			boxes, err := gather(c.ListSandboxes(cmd.Context(), api.ListSandboxesParams{Limit: 1000}))
-			if err != nil {
-				return err
+			if l.omitted && !a.quiet {
+				fmt.Fprintln(a.Stderr, "there is more than the server tells of one")
 			}
-			l := newLineage(entries, boxes)
 			if !all {
 				l.prune()
 			}
-			if len(args) == 1 {
-				if err := l.around(args[0]); err != nil {
-					return err
-				}
+			if limit > 0 {
+				l.newest(limit)
 			}
 			if graph && !a.quiet && a.output != "json" {
-				return l.draw(a.Stdout, a.age)
+				return l.draw(a.Stdout, a.age, a.colours())
 			}
 			return a.lineageView().list(a, l.listed())
 		}),
 	}
-	cmd.Flags().BoolVar(&graph, "graph", false, "draw a tree")
+	cmd.Flags().BoolVar(&graph, "graph", false, "draw it")
 	cmd.Flags().BoolVar(&all, "all", false, "what was deleted or failed, too")
+	cmd.Flags().IntVarP(&limit, "limit", "n", 0, "only the newest so many; 0 is all")
 	return cmd
+}
+
+// colours says whether the output may be coloured.
+func (a *app) colours() bool {
+	return isTerminal(a.Stdout) && a.Getenv("TERM") != "dumb" && a.Getenv("NO_COLOR") == ""
 }
 
 // lineage is who descends from whom. Parents that are not known any more make their children roots.
 type lineage struct {
-	entries  []api.LineageEntry // newest first
+	entries  []api.LineageEntry // newest first, and children always before their parents
 	byID     map[string]*api.LineageEntry
-	children map[string][]string      // oldest first
+	children map[string][]string
 	boxes    map[string][]api.Sandbox // on each entry
 	shown    map[string]bool
+	asked    string // id of the one that was asked for
+	omitted  bool   // the server did not tell everything
 }
 
-func newLineage(entries []api.LineageEntry, boxes []api.Sandbox) *lineage {
+// readLineage asks for everything, or for what is related to one thing.
+func readLineage(ctx context.Context, c *client.Client, refs []string) (*lineage, error) {
+	var entries []api.LineageEntry
+	var self string
+	var omitted bool
+	var err error
+	if len(refs) == 0 {
+		entries, err = gather(c.ListLineage(ctx))
+	} else {
+		var near *api.Lineage
+		if near, err = relatives(ctx, c, refs[0]); err == nil {
+			entries = append(append(near.Ancestors, near.Self), near.Descendants...)
+			self, omitted = near.Self.ID, near.Omitted
+		}
+	}
+	if err != nil {
+		return nil, err
+	}
+	boxes, err := gather(c.ListSandboxes(ctx, api.ListSandboxesParams{Limit: 1000}))
+	if err != nil {
+		return nil, err
+	}
+	labels, err := gather(c.ListAliases(ctx, api.ListAliasesParams{Limit: 1000}))
+	if err != nil {
+		return nil, err
+	}
+	l := newLineage(entries, boxes, labels)
+	l.asked, l.omitted = self, omitted
+	return l, nil
+}
+
+// relatives asks for the history of a template or snapshot, or of what a sandbox stands on.
+func relatives(ctx context.Context, c *client.Client, ref string) (*api.Lineage, error) {
+	both := client.LineageOptions{Ancestors: true, Descendants: true}
+	near, err := c.Lineage(ctx, ref, both)
+	if spore.CodeOf(err) != spore.CodeNotFound {
+		return near, err
+	}
+	s, boxErr := c.GetSandbox(ctx, ref)
+	switch {
+	case spore.CodeOf(boxErr) == spore.CodeNotFound:
+		return nil, err
+	case boxErr != nil:
+		return nil, boxErr
+	}
+	return c.Lineage(ctx, s.TemplateID, both)
+}
+
+func newLineage(entries []api.LineageEntry, boxes []api.Sandbox, labels []api.Alias) *lineage {
 	l := &lineage{
 		entries: entries, byID: map[string]*api.LineageEntry{}, children: map[string][]string{},
 		boxes: map[string][]api.Sandbox{}, shown: map[string]bool{},
 	}
-	for i := range entries {
-		l.byID[entries[i].ID] = &entries[i]
-		l.shown[entries[i].ID] = true
+	l.sort()
+	for i := range l.entries {
+		l.byID[l.entries[i].ID] = &l.entries[i]
+		l.shown[l.entries[i].ID] = true
 	}
-	for i := len(entries) - 1; i >= 0; i-- {
-		if e := entries[i]; l.byID[e.ParentID] != nil && !l.descends(e.ParentID, e.ID) {
+	for _, e := range l.entries {
+		if l.byID[e.ParentID] != nil {
 			l.children[e.ParentID] = append(l.children[e.ParentID], e.ID)
 		}
 	}
 	for _, b := range boxes {
 		l.boxes[b.TemplateID] = append(l.boxes[b.TemplateID], b)
 	}
+	for _, one := range labels {
+		if e := l.byID[one.TemplateID]; e != nil && !slices.Contains(e.Aliases, one.Label) {
+			e.Aliases = append(e.Aliases, one.Label)
+		}
+	}
 	return l
 }
 
-// descends says whether id is, or comes of, ancestor. It ends even on a cycle, which only damage could make.
-func (l *lineage) descends(id, ancestor string) bool {
-	for range len(l.byID) + 1 {
-		if id == ancestor {
-			return true
-		}
-		e := l.byID[id]
-		if e == nil {
-			return false
-		}
-		id = e.ParentID
+// sort puts the newest first, but children always before their parents, whatever the clocks of those who made them said.
+func (l *lineage) sort() {
+	slices.SortStableFunc(l.entries, func(a, b api.LineageEntry) int { return b.CreatedAt.Compare(a.CreatedAt) })
+	at := make(map[string]int, len(l.entries))
+	for i, e := range l.entries {
+		at[e.ID] = i
 	}
-	return true
+	waiting := make([]int, len(l.entries)) // children that are not placed yet
+	for _, e := range l.entries {
+		if p, ok := at[e.ParentID]; ok && e.ParentID != e.ID {
+			waiting[p]++
+		}
+	}
+	sorted := make([]api.LineageEntry, 0, len(l.entries))
+	placed := make([]bool, len(l.entries))
+	place := func(i int) {
+		for !placed[i] && waiting[i] == 0 {
+			placed[i] = true
+			sorted = append(sorted, l.entries[i])
+			parent, known := at[l.entries[i].ParentID]
+			if !known {
+				return
+			}
+			if waiting[parent]--; parent > i {
+				return // its turn comes
+			}
+			i = parent
+		}
+	}
+	for i := range l.entries {
+		place(i)
+	}
+	for i := range l.entries { // on a cycle, which only damage could make
+		if !placed[i] {
+			waiting[i] = 0
+			place(i)
+		}
+	}
+	l.entries = sorted
 }
 
 // prune hides what was deleted, or never came to be, and has nothing living on it.
 func (l *lineage) prune() {
-	// A child is always younger than its parent, so newest first sees children before parents.
 	for _, e := range l.entries {
-		gone := e.Status == spore.TemplateDeleted || e.Status == spore.TemplateDeleting || e.Status == spore.TemplateFailed
-		if !gone || len(l.boxes[e.ID]) > 0 {
+		if !gone(&e) || len(l.boxes[e.ID]) > 0 || e.ID == l.asked {
 			continue
 		}
 		l.shown[e.ID] = false
@@ -129,30 +226,19 @@ func (l *lineage) prune() {
 	}
 }
 
-// around hides all but the ancestors and descendants of ref.
-func (l *lineage) around(ref string) error {
-	id := ""
+// gone says whether nothing can start from an entry, now and later.
+func gone(e *api.LineageEntry) bool {
+	return e.Status == spore.TemplateDeleted || e.Status == spore.TemplateDeleting || e.Status == spore.TemplateFailed
+}
+
+// newest hides all but the newest so many of those that are shown.
+func (l *lineage) newest(n int) {
 	for _, e := range l.entries {
-		if e.ID == ref || e.Name == ref && (id == "" || l.byID[id].Status == spore.TemplateDeleted) {
-			id = e.ID
+		if l.shown[e.ID] {
+			l.shown[e.ID] = n > 0
+			n--
 		}
 	}
-	for template, boxes := range l.boxes {
-		for _, b := range boxes {
-			if b.ID == ref {
-				id = template
-			}
-		}
-	}
-	if id == "" {
-		return spore.Errorf(spore.CodeNotFound, "there is no template, snapshot or sandbox %q", ref)
-	}
-	for other := range l.shown {
-		if l.shown[other] && !l.descends(other, id) && !l.descends(id, other) {
-			l.shown[other] = false
-		}
-	}
-	return nil
 }
 
 func (l *lineage) listed() []api.LineageEntry {
@@ -165,82 +251,33 @@ func (l *lineage) listed() []api.LineageEntry {
 	return out
 }
 
-// node is one line of the drawing and the lines that hang from it.
-type node struct {
-	text string
-	id   string // of an entry that may have more below it
-}
-
-// draw writes the tree, oldest root first. Long lineages are deep, so it keeps a stack of its own.
-func (l *lineage) draw(w io.Writer, age func(time.Time) string) error {
-	type frame struct {
-		nodes  []node
-		prefix string
-	}
-	var roots []node
-	for i := len(l.entries) - 1; i >= 0; i-- {
-		if e := &l.entries[i]; l.shown[e.ID] && !l.hasShownParent(e) {
-			roots = append(roots, node{l.describe(e, age), e.ID})
-		}
-	}
-	for _, root := range roots {
-		if _, err := fmt.Fprintln(w, root.text); err != nil {
-			return err
-		}
-		stack := []frame{{nodes: l.below(root.id, age)}}
-		for len(stack) > 0 {
-			top := &stack[len(stack)-1]
-			if len(top.nodes) == 0 {
-				stack = stack[:len(stack)-1]
-				continue
-			}
-			n := top.nodes[0]
-			top.nodes = top.nodes[1:]
-			branch, below := "├── ", "│   "
-			if len(top.nodes) == 0 {
-				branch, below = "└── ", "    "
-			}
-			if _, err := fmt.Fprintln(w, top.prefix+branch+n.text); err != nil {
-				return err
-			}
-			if n.id != "" {
-				stack = append(stack, frame{l.below(n.id, age), top.prefix + below})
-			}
-		}
-	}
-	return nil
-}
-
-func (l *lineage) hasShownParent(e *api.LineageEntry) bool {
-	for _, sibling := range l.children[e.ParentID] {
-		if sibling == e.ID {
-			return l.shown[e.ParentID]
-		}
-	}
-	return false
-}
-
-func (l *lineage) below(id string, age func(time.Time) string) []node {
-	var out []node
-	for _, child := range l.children[id] {
-		if l.shown[child] {
-			out = append(out, node{l.describe(l.byID[child], age), child})
-		}
-	}
-	for _, b := range l.boxes[id] {
-		out = append(out, node{text: "[" + b.ID + "] sandbox " + string(b.State) + ", " + age(b.CreatedAt)})
-	}
-	return out
-}
-
-func (l *lineage) describe(e *api.LineageEntry, age func(time.Time) string) string {
-	parts := []string{e.ID}
+// describe is what the drawing says of an entry: one line, and more about who and why.
+func (l *lineage) describe(e *api.LineageEntry, age func(time.Time) string) (line string, more []string) {
+	var names []string
 	if e.Name != "" {
-		parts = []string{e.Name, "(" + e.ID + ")"}
+		names = append(names, e.Name)
+	}
+	parts := []string{e.ID}
+	if names = append(names, e.Aliases...); len(names) > 0 {
+		parts = append(parts, "("+strings.Join(names, ", ")+")")
 	}
 	parts = append(parts, string(e.Kind)+" "+string(e.Status)+", "+age(e.CreatedAt))
 	if e.OriginSandbox != "" {
 		parts = append(parts, "of "+e.OriginSandbox)
 	}
-	return printable(strings.Join(parts, " "), false)
+	if len(e.Labels) > 0 {
+		parts = append(parts, "["+pairs(e.Labels)+"]")
+	}
+	switch {
+	case e.Author != "" && e.Reason != "":
+		more = append(more, "by "+e.Author+": "+e.Reason)
+	case e.Author != "":
+		more = append(more, "by "+e.Author)
+	case e.Reason != "":
+		more = append(more, e.Reason)
+	}
+	for _, b := range l.boxes[e.ID] {
+		more = append(more, "["+b.ID+"] sandbox "+string(b.State)+", "+age(b.CreatedAt))
+	}
+	return strings.Join(parts, " "), more
 }

@@ -1,8 +1,10 @@
 package cli
 
 import (
+	"context"
 	"fmt"
 	"io"
+	"iter"
 	"os"
 	"sync"
 	"time"
@@ -111,6 +113,65 @@ func (p *progress) finish() {
 	p.bar.Abort(true)
 	p.all.Wait()
 	p.all = nil
+}
+
+// quietFor is how long something may take before the user is told that it is under way.
+const quietFor = time.Second
+
+// waiting does something that does not say how far it has come, and shows when it takes long.
+func (a *app) waiting(ctx context.Context, what string, do func(context.Context) error) error {
+	return a.working(ctx, what, nil, do)
+}
+
+// working does something and, when it takes long, shows the job by which it is done: the newest that is active among
+// those that jobs select.
+func (a *app) working(ctx context.Context, what string, jobs func() iter.Seq2[api.Job, error], do func(context.Context) error) error {
+	done := make(chan error, 1)
+	go func() { done <- do(ctx) }()
+	began := time.Now()
+	wait := time.NewTimer(quietFor)
+	defer wait.Stop()
+	var p *progress
+	for {
+		select {
+		case err := <-done:
+			return err
+		case <-wait.C:
+		}
+		if p == nil {
+			p = a.newProgress()
+			defer p.finish()
+		}
+		if job := firstActive(jobs); job != nil {
+			p.job(client.JobEvent{Job: job})
+		} else {
+			p.set(what, 0, 0, span(time.Since(began)))
+		}
+		wait.Reset(quietFor)
+	}
+}
+
+// firstActive answers the first job that is under way; when there is none, or it cannot be asked for, nil.
+func firstActive(jobs func() iter.Seq2[api.Job, error]) *api.Job {
+	if jobs == nil {
+		return nil
+	}
+	for job, err := range jobs() {
+		if err != nil {
+			return nil
+		}
+		if job.Status.Active() {
+			return &job
+		}
+	}
+	return nil
+}
+
+// aboutSandbox selects the jobs under way on a sandbox.
+func aboutSandbox(ctx context.Context, c *client.Client, id string) func() iter.Seq2[api.Job, error] {
+	return func() iter.Seq2[api.Job, error] {
+		return c.ListJobs(ctx, api.ListJobsParams{Sandbox: id, Status: []spore.JobStatus{spore.JobPending, spore.JobRunning}, Limit: 1})
+	}
 }
 
 // step shows the progress events of an operation.

@@ -24,6 +24,7 @@ const (
 func (a *app) runCommand() *cobra.Command {
 	var f execFlags
 	var life lifeFlags
+	var where whereFlags
 	var labels mapFlag
 	var keep bool
 	cmd := &cobra.Command{
@@ -50,12 +51,13 @@ unless --keep is given.`,
 				return sporeFailure(err)
 			}
 			args = dashes(args)
-			r := &running{app: a, c: c, flags: &f, life: life, labels: labels.values, keep: keep}
+			r := &running{app: a, c: c, flags: &f, life: life, where: where, labels: labels.values, keep: keep}
 			return r.run(cmd.Context(), args[0], args[1:])
 		}),
 	}
 	f.add(cmd, a)
 	life.add(cmd)
+	where.add(cmd, a)
 	cmd.Flags().Var(&labels, "label", "label to attach: KEY=VALUE")
 	cmd.Flags().BoolVar(&keep, "keep", false, "keep the sandbox when the command has ended, and print its id")
 	return cmd
@@ -67,6 +69,7 @@ type running struct {
 	c      *client.Client
 	flags  *execFlags
 	life   lifeFlags
+	where  whereFlags
 	labels map[string]string
 	keep   bool
 }
@@ -104,7 +107,9 @@ func (r *running) ownCommand(ctx context.Context, template string) ([]string, er
 // create makes the sandbox. A signal meanwhile does not cut the request off, which would leave the sandbox behind
 // unknown: it is waited for, and then goes.
 func (r *running) create(ctx context.Context, template string, signals <-chan os.Signal) (*api.Sandbox, error) {
-	req := api.CreateRequest{Template: template, Env: r.flags.env.values, Labels: r.labels, OnEnd: spore.EndAction(r.life.onEnd)}
+	req := api.CreateRequest{
+		Template: template, Env: r.flags.env.values, Labels: r.labels, OnEnd: spore.EndAction(r.life.onEnd), Nodes: r.where.nodes, PreferredNode: r.where.prefer,
+	}
 	if req.TTLSeconds = client.Seconds(r.life.ttl); !r.keep && (r.life.ttl == 0 || r.life.ttl > lease) {
 		req.TTLSeconds = client.Seconds(lease)
 	}

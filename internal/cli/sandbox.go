@@ -52,28 +52,41 @@ func (a *app) sandboxCommand() *cobra.Command {
 	return newGroup("sandbox", "Start, use and end microVMs", `  spore sandbox create python --ttl 1h
   spore sandbox exec -it s0a1b2c3d4e5f60718293 sh`,
 		a.sandboxCreate(), a.sandboxList(), a.sandboxShow(), a.sandboxRemove(), a.sandboxPause(), a.sandboxResume(), a.sandboxExtend(),
-		a.sandboxExec(), a.sandboxCopy(), a.sandboxLogs())
+		a.sandboxExec(), a.sandboxCopy(), a.sandboxLogs(), a.sandboxRefs())
 }
 
 func (a *app) sandboxCreate() *cobra.Command {
 	var life lifeFlags
+	var where whereFlags
 	var env, labels mapFlag
+	var preview bool
 	env.fromEnv = a.Getenv
 	cmd := &cobra.Command{
-		Use:               "create TEMPLATE",
-		Short:             "Start a sandbox from a template or a snapshot",
-		Example:           "  spore sandbox create python --ttl 1h --on-end pause -e TOKEN",
+		Use:   "create TEMPLATE",
+		Short: "Start a sandbox from a template or a snapshot",
+		Long: `Start a sandbox from a template or a snapshot. What the template keeps for its sandboxes holds where nothing else is
+asked for. With --preview nothing is started: it is shown what would be asked for in all, on which node the sandbox would
+run, and why not on others.`,
+		Example:           "  spore sandbox create python --ttl 1h --on-end pause -e TOKEN\n  spore sandbox create python --preview --prefer-node node-2",
 		Args:              exactly(1),
 		ValidArgsFunction: a.complete(templates, nothing),
 		RunE: a.with(func(cmd *cobra.Command, c *client.Client, args []string) error {
 			if err := life.check(cmd); err != nil {
 				return err
 			}
-			s, err := makeOrUndo(cmd.Context(), func(ctx context.Context) (*api.Sandbox, error) {
-				return c.CreateSandbox(ctx, api.CreateRequest{
-					Template: args[0], TTLSeconds: client.Seconds(life.ttl), OnEnd: spore.EndAction(life.onEnd), Env: env.values, Labels: labels.values,
-				})
-			}, func(ctx context.Context, s *api.Sandbox) error { return c.DeleteSandbox(ctx, s.ID) })
+			req := api.CreateRequest{
+				Template: args[0], TTLSeconds: client.Seconds(life.ttl), OnEnd: spore.EndAction(life.onEnd), Env: env.values, Labels: labels.values,
+				Nodes: where.nodes, PreferredNode: where.prefer,
+			}
+			if preview {
+				return a.preview(cmd.Context(), c, req)
+			}
+			var s *api.Sandbox
+			err := a.waiting(cmd.Context(), "starting", func(ctx context.Context) (err error) {
+				s, err = makeOrUndo(ctx, func(ctx context.Context) (*api.Sandbox, error) { return c.CreateSandbox(ctx, req) },
+					func(ctx context.Context, s *api.Sandbox) error { return c.DeleteSandbox(ctx, s.ID) })
+				return err
+			})
 			if err != nil {
 				return err
 			}
@@ -82,7 +95,9 @@ func (a *app) sandboxCreate() *cobra.Command {
 	}
 	cmd.Flags().VarP(&env, "env", "e", "environment of every process: KEY=VALUE, or KEY for the value it has here")
 	cmd.Flags().Var(&labels, "label", "label to attach: KEY=VALUE")
+	cmd.Flags().BoolVar(&preview, "preview", false, "start nothing; only say what would happen")
 	life.add(cmd)
+	where.add(cmd, a)
 	return cmd
 }
 
@@ -108,6 +123,8 @@ func (a *app) sandboxList() *cobra.Command {
 	}
 	cmd.Flags().StringVar(&state, "state", "", "only these, separated by commas: CREATING, RUNNING, PAUSED, FAILED")
 	cmd.Flags().StringVar(&params.Template, "template", "", "only those that stand on this template or snapshot")
+	cmd.Flags().StringVar(&params.Node, "node", "", "only those on this node")
+	cmd.RegisterFlagCompletionFunc("node", a.complete(nodes))
 	cmd.Flags().StringArrayVar(&params.Label, "label", nil, "only those with this label, as KEY=VALUE")
 	cmd.Flags().BoolVar(&params.All, "all", false, "those that have ended, too")
 	cmd.RegisterFlagCompletionFunc("template", a.complete(templates))
@@ -117,6 +134,7 @@ func (a *app) sandboxList() *cobra.Command {
 func (a *app) sandboxShow() *cobra.Command {
 	return &cobra.Command{
 		Use:               "show SANDBOX",
+		Aliases:           []string{"info"},
 		Short:             "Show a sandbox",
 		Example:           "  spore sandbox show s0a1b2c3d4e5f60718293",
 		Args:              exactly(1),

@@ -9,6 +9,7 @@ import (
 	"runtime"
 	"slices"
 	"strings"
+	"time"
 
 	"github.com/spf13/cobra"
 
@@ -21,13 +22,19 @@ func notBuiltIn(what string) error {
 
 func (a *app) serveCommand() *cobra.Command {
 	cfg := ServeConfig{Version: a.Version}
+	var limits limitFlags
 	var level, format string
 	cmd := &cobra.Command{
 		Use:   "serve",
 		Short: "Run the server on this machine",
 		Long: `Run the server on this machine until it is told to end. Sandboxes go on when it does, and are taken over by the
-next one on the same data directory.`,
+next one on the same data directory.
+
+Rows are kept in SQLite in the data directory, or in PostgreSQL when --database-file names a file that holds a postgres://
+URL, or SPORE_DATABASE_URL is one. The URL holds a password, so it is never an argument, and the file must be readable by
+its owner only.`,
 		Example: `  spore serve --data /srv/spore
+  spore serve --database-file /etc/spore/database --snapshot-keep-last 20 --snapshot-max-age 30d --quota-bytes 500GiB
   spore serve --listen 0.0.0.0:7070 --token-file /etc/spore/token`,
 		Args: exactly(0),
 		RunE: a.run(func(cmd *cobra.Command, _ []string) error {
@@ -44,6 +51,16 @@ next one on the same data directory.`,
 			if cfg.Pool < 0 {
 				return usage(cmd, errors.New("--pool cannot be negative"))
 			}
+			if err := limits.into(&cfg, cmd); err != nil {
+				return err
+			}
+			if cfg.DatabaseFile != "" {
+				if cfg.DatabaseFile, err = filepath.Abs(cfg.DatabaseFile); err != nil {
+					return err
+				}
+			} else {
+				cfg.DatabaseURL = a.Getenv("SPORE_DATABASE_URL")
+			}
 			if cfg.DataDir, err = a.dataDir(); err != nil {
 				return err
 			}
@@ -57,6 +74,10 @@ next one on the same data directory.`,
 	f.StringVar(&cfg.Engine, "engine", "qemu", "the hypervisor")
 	f.StringVar(&cfg.Accel, "accel", "auto", "what runs the guest: auto, kvm or tcg")
 	f.IntVar(&cfg.Pool, "pool", 0, "thawed VMs to keep ready for each template in use")
+	f.StringVar(&cfg.DatabaseFile, "database-file", "", "file that holds the URL of a PostgreSQL database (SPORE_DATABASE_URL is one itself)")
+	f.DurationVar(&cfg.OperationTimeout, "operation-timeout", 15*time.Minute, "how long a snapshot, rollback, fork, pause or resume may take")
+	limits.add(cmd)
+	cmd.MarkFlagFilename("database-file")
 	f.StringVar(&level, "log-level", "info", "least level to log: debug, info, warn or error")
 	f.StringVar(&format, "log-format", "text", "form of the log: text or json")
 	cmd.RegisterFlagCompletionFunc("accel", words("auto", "kvm", "tcg"))

@@ -75,36 +75,71 @@ var garbageView = view[api.GarbageItem]{
 	},
 }
 
+var policyView = view[api.PolicyRemoval]{
+	id: func(r api.PolicyRemoval) string { return r.TemplateID },
+	columns: []column[api.PolicyRemoval]{
+		{"id", false, func(r api.PolicyRemoval) string { return r.TemplateID }},
+		{"name", false, func(r api.PolicyRemoval) string { return r.Name }},
+		{"kind", true, func(r api.PolicyRemoval) string { return string(r.Kind) }},
+		{"policy", false, func(r api.PolicyRemoval) string { return r.Policy }},
+		{"why", false, func(r api.PolicyRemoval) string { return r.Detail }},
+	},
+}
+
 func (a *app) gcCommand() *cobra.Command {
 	var dryRun bool
 	cmd := &cobra.Command{
-		Use:     "gc",
-		Short:   "Free the bytes that nothing holds any more",
+		Use:   "gc",
+		Short: "Remove what policies no longer keep, and free the bytes that nothing holds",
+		Long: `Remove the snapshots that the retention policy of the server no longer keeps, and free the bytes that nothing holds any
+more. --dry-run says which.`,
 		Example: "  spore gc --dry-run\n  spore gc",
 		Args:    exactly(0),
 		RunE: a.with(func(cmd *cobra.Command, c *client.Client, _ []string) error {
-			report, err := c.CollectGarbage(cmd.Context(), dryRun)
+			var report *api.GarbageReport
+			err := a.waiting(cmd.Context(), "collecting", func(ctx context.Context) (err error) {
+				report, err = c.CollectGarbage(ctx, dryRun)
+				return err
+			})
 			if err != nil {
 				return err
 			}
-			if a.output == "json" && !a.quiet {
-				return a.json(report)
-			}
-			if len(report.Items) > 0 || a.quiet {
-				if err := garbageView.list(a, report.Items); err != nil || a.quiet {
-					return err
-				}
-			}
-			verb := "freed"
-			if dryRun {
-				verb = "would free"
-			}
-			_, err = fmt.Fprintf(a.Stderr, "%s %s in %d objects\n", verb, size(report.Bytes), len(report.Items))
-			return err
+			return a.printGarbage(report)
 		}),
 	}
-	cmd.Flags().BoolVar(&dryRun, "dry-run", false, "change nothing; only say what would be freed")
+	dryRunFlag(cmd, &dryRun)
 	return cmd
+}
+
+func (a *app) printGarbage(r *api.GarbageReport) error {
+	if a.output == "json" && !a.quiet {
+		return a.json(r)
+	}
+	freed, removed := "freed", "removed"
+	if r.DryRun {
+		freed, removed = "would free", "would remove"
+	}
+	if len(r.Policies) > 0 {
+		if err := policyView.list(a, r.Policies); err != nil {
+			return err
+		}
+		if !a.quiet && len(r.Items) > 0 {
+			fmt.Fprintln(a.Stdout)
+		}
+	}
+	if len(r.Items) > 0 {
+		if err := garbageView.list(a, r.Items); err != nil {
+			return err
+		}
+	}
+	if a.quiet {
+		return nil
+	}
+	if len(r.Policies) > 0 {
+		fmt.Fprintf(a.Stderr, "%s %d snapshots by policy\n", removed, len(r.Policies))
+	}
+	_, err := fmt.Fprintf(a.Stderr, "%s %s in %d objects\n", freed, size(r.Bytes), len(r.Items))
+	return err
 }
 
 func (a *app) explainCommand() *cobra.Command {
@@ -113,7 +148,7 @@ func (a *app) explainCommand() *cobra.Command {
 		Short:             "Say what an id is, what it stands on, and who holds it",
 		Example:           "  spore explain rfs-0123456789abcdef01234567",
 		Args:              exactly(1),
-		ValidArgsFunction: a.complete(both(both(templates, sandboxes), both(jobs, kernels)), nothing),
+		ValidArgsFunction: a.complete(both(both(templates, sandboxes), both(both(jobs, artifacts), both(kernels, nodes))), nothing),
 		RunE: a.with(func(cmd *cobra.Command, c *client.Client, args []string) error {
 			e, err := c.Explain(cmd.Context(), args[0])
 			if err != nil {
