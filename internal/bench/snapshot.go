@@ -8,6 +8,7 @@ import (
 	"time"
 
 	"github.com/sporevm/spore/api"
+	"github.com/sporevm/spore/client"
 )
 
 // What a guest may stand still for a snapshot: a constant and a part for each MiB that it has written since its thaw.
@@ -102,7 +103,7 @@ func (l *lab) pauseOnce(ctx context.Context, t *api.Template, mib int) (took tim
 	if err != nil {
 		return 0, 0, err
 	}
-	_, err = l.client.DeleteSnapshot(ctx, snap.ID, false)
+	_, err = l.client.DeleteSnapshot(ctx, snap.ID, client.DeleteOptions{})
 	return took, dirty, err
 }
 
@@ -188,7 +189,7 @@ func (l *lab) keptOnce(ctx context.Context, t *api.Template) (n int64, err error
 	if err != nil {
 		return 0, err
 	}
-	_, err = l.client.DeleteSnapshot(ctx, snap.ID, false)
+	_, err = l.client.DeleteSnapshot(ctx, snap.ID, client.DeleteOptions{})
 	return told.ExclusiveBytes, err
 }
 

@@ -27,6 +27,8 @@ type Options struct {
 	OperationTimeout time.Duration
 	// Controller is this center's id among those that share the store. Default: a fresh one.
 	Controller string
+	// Predecessor is the id of a controller that is known to be dead: it is fenced at the start.
+	Predecessor string
 	// Alone says that no other controller uses the store: whatever was at work before is dead.
 	Alone bool
 	// OnFenced is called when another controller has declared this one dead. Its center has stopped working then.

@@ -69,7 +69,8 @@ func (c *Center) enrol(ctx context.Context) error {
 			return err
 		}
 		for _, o := range others {
-			if c.opt.Alone && !o.Fenced && o.ID != c.opt.Controller {
+			dead := c.opt.Alone || o.ID == c.opt.Predecessor
+			if dead && !o.Fenced && o.ID != c.opt.Controller {
 				if err := tx.Fence(o.ID); err != nil {
 					return err
 				}

@@ -96,20 +96,6 @@ func (c *Center) on(id string) (Node, error) {
 		WithHint("spore node info %s; if it is gone for good: spore node forget %s", id, id)
 }
 
-// anyNode answers the first node that this controller can ask, for questions that any of them can answer.
-func (c *Center) anyNode() (Node, error) {
-	ids := c.fleet.ids()
-	for _, id := range ids {
-		if n := c.fleet.facts(id); n == nil || n.State == spore.NodeReady {
-			return c.on(id)
-		}
-	}
-	if len(ids) > 0 {
-		return c.on(ids[0])
-	}
-	return nil, errNoNodes("there is no node")
-}
-
 func errNoNodes(format string, args ...any) *spore.Error {
 	return spore.Errorf(spore.CodeInvalid, "%s", fmt.Sprintf(format, args...)).
 		WithHint("see which there are: spore node ls").Because(spore.ReasonNoNodes)

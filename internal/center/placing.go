@@ -31,7 +31,7 @@ func (c *Center) spots(t *spore.Template, replicas []*spore.Replica, w wish) []s
 	for _, r := range replicas {
 		can := spot{nodeID: r.NodeID, compat: spore.CompatUnknown}
 		n := c.fleet.facts(r.NodeID)
-		if n != nil {
+		if n != nil && r.Status == spore.ReplicaReady {
 			can.compat, can.freeMiB = r.CompatPolicy.Serves(r.Bound, n.Components, n.Installed), c.fleet.free(n)
 		}
 		switch {

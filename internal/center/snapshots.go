@@ -18,6 +18,9 @@ func (c *Center) CreateSnapshot(ctx context.Context, key Idempotency, sandboxID 
 	if err := checkLabels(req.Labels); err != nil {
 		return nil, err
 	}
+	if err := checkTold(req.DisplayName, req.Author, req.Reason); err != nil {
+		return nil, err
+	}
 	ctx, cancel := context.WithTimeout(ctx, c.opt.OperationTimeout)
 	defer cancel()
 	unlock, err := c.lock(ctx, sandboxID)

@@ -72,6 +72,9 @@ func (c *Center) checkBuild(req *BuildRequest) error {
 	if err := checkLabels(req.Defaults.Labels); err != nil {
 		return err
 	}
+	if err := checkTold(req.DisplayName, req.Author, req.Reason); err != nil {
+		return err
+	}
 	if err := checkEnv("process.env", req.Process.Env); err != nil {
 		return err
 	}
@@ -79,6 +82,14 @@ func (c *Center) checkBuild(req *BuildRequest) error {
 		return err
 	}
 	return req.Readiness.Validate()
+}
+
+// checkTold refuses what cannot be shown to people.
+func checkTold(displayName, author, reason string) error {
+	if err := checkDisplayName(displayName); err != nil {
+		return err
+	}
+	return checkWords(author, reason)
 }
 
 // checkPlacement refuses policies that cannot be, and scopes that name a node that does not exist.
@@ -125,6 +136,9 @@ func (c *Center) CommitSandbox(ctx context.Context, key Idempotency, sandboxID s
 		return nil, nil, err
 	}
 	if err := c.checkPlacement(req.Policy, req.Replicas); err != nil {
+		return nil, nil, err
+	}
+	if err := checkTold(req.DisplayName, req.Author, req.Reason); err != nil {
 		return nil, nil, err
 	}
 	t := &spore.Template{

@@ -13,6 +13,7 @@ import (
 	v1 "github.com/google/go-containerregistry/pkg/v1"
 
 	"github.com/sporevm/spore/api"
+	"github.com/sporevm/spore/client"
 	"github.com/sporevm/spore/internal/daemon"
 	"github.com/sporevm/spore/internal/testbed"
 )
@@ -100,7 +101,7 @@ func churn(t *testing.T, srv *server, rounds int) {
 		}
 		if len(snaps) == 8 { // drop the older half, so that the disk lasts; what is kept stands on what is dropped
 			for _, id := range snaps[:4] {
-				if _, err := srv.DeleteSnapshot(ctx, id, false); err != nil {
+				if _, err := srv.DeleteSnapshot(ctx, id, client.DeleteOptions{Force: true}); err != nil {
 					t.Fatalf("round %d: %v", round, err)
 				}
 			}

@@ -12,6 +12,8 @@ import (
 	"github.com/sporevm/spore"
 	"github.com/sporevm/spore/api"
 	"github.com/sporevm/spore/internal/testbed"
+
+	"github.com/sporevm/spore/client"
 )
 
 // operation is something that a server can be killed in the middle of. do starts it and waits for its end, if the
@@ -76,7 +78,7 @@ var operations = []operation{
 		if err != nil {
 			return err
 		}
-		_, err = srv.DeleteSnapshot(ctx, snap.ID, false)
+		_, err = srv.DeleteSnapshot(ctx, snap.ID, client.DeleteOptions{Force: true})
 		return err
 	}},
 }
@@ -246,7 +248,7 @@ func (s *server) dropVictims(t *testing.T) {
 		if tpl.Name == "base" || tpl.Name == "kept" {
 			continue
 		}
-		if _, err := s.DeleteTemplate(ctx, tpl.ID, false); err != nil {
+		if _, err := s.DeleteTemplate(ctx, tpl.ID, client.DeleteOptions{Force: true}); err != nil {
 			t.Fatal(err)
 		}
 	}

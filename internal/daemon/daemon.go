@@ -19,7 +19,6 @@ import (
 	"github.com/sporevm/spore/internal/image"
 	"github.com/sporevm/spore/internal/kernel"
 	"github.com/sporevm/spore/internal/node"
-	"github.com/sporevm/spore/internal/store/sqlite"
 )
 
 // Config says how to serve.
@@ -76,7 +75,10 @@ func Serve(ctx context.Context, cfg Config) (err error) {
 	}
 	defer listener.Close() // closed by the HTTP server as well; the second time is harmless
 
-	st, err := sqlite.Open(ctx, dir.join("spore.db"), sqlite.Options{Logger: cfg.Logger})
+	if err := errors.Join(cfg.Retention.Validate(), cfg.Quota.Validate()); err != nil {
+		return err
+	}
+	st, identity, err := openStore(ctx, cfg, dir)
 	if err != nil {
 		return err
 	}
@@ -90,7 +92,13 @@ func Serve(ctx context.Context, cfg Config) (err error) {
 		defer cancel()
 		return machine.Close(ctx)
 	})
-	tc := center.New(st, machine, center.Options{Logger: cfg.Logger, Hook: cfg.Hook})
+	ctx, fenced := context.WithCancelCause(ctx)
+	defer fenced(nil)
+	tc := center.New(st, []center.Node{machine}, center.Options{
+		Logger: cfg.Logger, Hook: cfg.Hook, Controller: identity.id, Predecessor: identity.predecessor, Alone: identity.alone,
+		OnFenced:  func() { fenced(errFenced) },
+		Retention: cfg.Retention, Quota: cfg.Quota, OperationTimeout: cfg.OperationTimeout,
+	})
 	if err := tc.Start(ctx); err != nil {
 		return err
 	}
@@ -100,9 +108,17 @@ func Serve(ctx context.Context, cfg Config) (err error) {
 		return tc.Stop(ctx)
 	})
 	svc := &service{Center: tc, node: machine, version: cfg.Version, dataDir: dir.path, init: cfg.Init}
-	return serveHTTP(ctx, cfg, dir, listener, gateway.New(svc, gateway.Options{
-		Token: token, LoopbackOnly: gateway.Loopback(cfg.Listen), Logger: cfg.Logger, Closing: ctx.Done(),
+	key, err := gateway.TokenKey(dir.join("token.key"))
+	if err != nil {
+		return err
+	}
+	err = serveHTTP(ctx, cfg, dir, listener, gateway.New(svc, gateway.Options{
+		Token: token, LoopbackOnly: gateway.Loopback(cfg.Listen), Logger: cfg.Logger, Closing: ctx.Done(), TokenKey: key,
 	}))
+	if cause := context.Cause(ctx); errors.Is(cause, errFenced) {
+		return errors.Join(err, cause)
+	}
+	return err
 }
 
 // openNode opens what the machine stores, and the hypervisor.
@@ -126,6 +142,7 @@ func openNode(ctx context.Context, cfg Config, dir *dataDir) (*node.Node, error)
 	}
 	return node.Open(ctx, node.Options{
 		ID: name, DataDir: dir.path, Engine: engine, Images: images, Kernels: kernels, Frozen: states, Logger: cfg.Logger, Pool: cfg.Pool,
+		Storage: cfg.StorageLimits,
 	})
 }
 

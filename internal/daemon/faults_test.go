@@ -330,7 +330,7 @@ func clientLeavesDelete(t *testing.T, h *house) {
 	}
 	ctx, leave := context.WithCancel(t.Context())
 	h.at("delete:recorded", leave)
-	if _, err := h.DeleteTemplate(ctx, snap.ID, false); err != nil {
+	if _, err := h.DeleteTemplate(ctx, none, snap.ID, center.DeleteRequest{Force: true}); err != nil {
 		t.Error(err)
 	}
 	jobs, _, err := h.Jobs(t.Context(), center.JobQuery{Resource: snap.ID, Operation: spore.OpSnapshotDelete})

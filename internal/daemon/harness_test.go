@@ -290,7 +290,7 @@ func (s *server) clean(t *testing.T) {
 		if err != nil {
 			t.Fatal(err)
 		}
-		if _, err := s.DeleteTemplate(ctx, tpl.ID, false); err != nil {
+		if _, err := s.DeleteTemplate(ctx, tpl.ID, client.DeleteOptions{Force: true}); err != nil {
 			t.Fatal(err)
 		}
 	}
@@ -298,7 +298,7 @@ func (s *server) clean(t *testing.T) {
 		if err != nil {
 			t.Fatal(err)
 		}
-		if _, err := s.DeleteSnapshot(ctx, snap.ID, false); err != nil {
+		if _, err := s.DeleteSnapshot(ctx, snap.ID, client.DeleteOptions{Force: true}); err != nil {
 			t.Fatal(err)
 		}
 	}

@@ -129,7 +129,7 @@ func newHouse(t *testing.T, dir string, prepare ...func(*house)) *house {
 	must(err)
 	st, err := sqlite.Open(ctx, filepath.Join(dir, "spore.db"), sqlite.Options{Logger: quiet})
 	must(err)
-	h.Center = center.New(fullStore{st, h}, h.node, center.Options{Logger: quiet, Hook: func(step string) {
+	h.Center = center.New(fullStore{st, h}, []center.Node{h.node}, center.Options{Alone: true, Logger: quiet, Hook: func(step string) {
 		if f := h.hook.Load(); f != nil {
 			(*f)(step)
 		}

@@ -8,6 +8,8 @@ import (
 
 	"github.com/sporevm/spore"
 	"github.com/sporevm/spore/api"
+
+	"github.com/sporevm/spore/client"
 )
 
 // TestLifecycle takes one image through everything that a user does, on a real hypervisor.
@@ -77,7 +79,7 @@ func TestLifecycle(t *testing.T) {
 
 	// What stands on a deleted template or snapshot goes on.
 	for _, ref := range []string{tpl.ID, one.ID, "committed"} {
-		if _, err := srv.DeleteTemplate(ctx, ref, false); err != nil {
+		if _, err := srv.DeleteTemplate(ctx, ref, client.DeleteOptions{Force: true}); err != nil {
 			t.Fatal(err)
 		}
 	}

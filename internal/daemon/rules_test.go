@@ -175,7 +175,7 @@ func TestDeletedWhileBuilding(t *testing.T) {
 		t.Fatal(err)
 	}
 	<-began
-	if _, err := h.DeleteTemplate(t.Context(), tpl.ID, false); err != nil {
+	if _, err := h.DeleteTemplate(t.Context(), none, tpl.ID, center.DeleteRequest{Force: true}); err != nil {
 		t.Fatal(err)
 	}
 	if _, err := h.Template(t.Context(), tpl.ID); spore.CodeOf(err) != spore.CodeNotFound {
