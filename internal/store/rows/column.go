@@ -116,11 +116,11 @@ func (c *jsonColumn[T]) Scan(src any) error {
 		return err
 	}
 	var fresh T
-	if err := json.Unmarshal(text, &fresh); err != nil {
-		return err
+	if t := string(text); t != "{}" && t != "null" {
+		err = json.Unmarshal(text, &fresh)
 	}
 	*c.v = fresh
-	return nil
+	return err
 }
 
 // documentColumn keeps a value as a JSON document of another form.
@@ -167,14 +167,11 @@ func (c *mapColumn) Scan(src any) error {
 		return err
 	}
 	var fresh map[string]string
-	if err := json.Unmarshal(text, &fresh); err != nil {
-		return err
-	}
-	if len(fresh) == 0 {
-		fresh = nil
+	if string(text) != "{}" {
+		err = json.Unmarshal(text, &fresh)
 	}
 	*c.m = fresh
-	return nil
+	return err
 }
 
 func textOf(src any) ([]byte, error) {

@@ -15,7 +15,7 @@ var refStates = transition[spore.RuntimeRefStatus]{
 
 var (
 	refColumns = refStates.columns()
-	insertRef  = insertion("runtime_refs", refColumns) + " RETURNING id"
+	insertRef  = insertion("runtime_refs", refColumns)
 )
 
 func refFields(r *spore.RuntimeRef) []any {
@@ -43,15 +43,11 @@ func (tx *Tx) putRef(r *spore.RuntimeRef) error {
 		_, err := refStates.write(tx, r.Status, refFields(r), r.ID)
 		return err
 	}
-	if err := tx.writable(); err != nil { // it goes through query, which does not ask
-		return err
-	}
-	var id int64
-	inserted, err := tx.scalar(&id, insertRef, refFields(r)...)
+	id, err := tx.insert(insertRef, refFields(r)...)
 	if err != nil {
 		return err
 	}
-	if !inserted {
+	if id == 0 {
 		return refTaken(r)
 	}
 	r.ID = id

@@ -30,6 +30,12 @@ type Cursor interface {
 	Close() error
 }
 
+// inserter is a Conn of a database that has a cheaper way than RETURNING to tell the id that it gave to a new row.
+type inserter interface {
+	// Insert runs an INSERT and answers the id, 0 when there is no new row.
+	Insert(ctx context.Context, query string, args ...any) (int64, error)
+}
+
 // What Conn tells broken rules by.
 var (
 	ErrUnique    = errors.New("a row with the same key exists")
@@ -85,6 +91,18 @@ func (tx *Tx) exec(query string, args ...any) (int64, error) {
 		return 0, err
 	}
 	return tx.conn.Exec(tx.ctx, query, clean(args)...)
+}
+
+// insert runs an INSERT into a table that numbers its rows, and answers the number, 0 when there is no new row.
+func (tx *Tx) insert(query string, args ...any) (id int64, err error) {
+	if err := tx.writable(); err != nil {
+		return 0, err
+	}
+	if conn, can := tx.conn.(inserter); can {
+		return conn.Insert(tx.ctx, query, clean(args)...)
+	}
+	_, err = tx.scalar(&id, query+" RETURNING id", args...)
+	return id, err
 }
 
 func (tx *Tx) query(query string, args ...any) (Cursor, error) {

@@ -2,43 +2,52 @@ package sqlite
 
 import (
 	"context"
-	"database/sql"
+	"database/sql/driver"
+	"errors"
 )
 
 // statements keeps the writer's statements compiled: compiling costs as much as running. It is used by who has the writer's turn.
 type statements struct {
-	db       *sql.DB
-	compiled map[string]*sql.Stmt
-	wanted   map[string]bool // seen, and to be compiled when no transaction holds the connection
+	owner    any // the connection that they were compiled on
+	compiled map[string]driver.Stmt
+	values   []driver.NamedValue // room for the parameters of one
 }
 
 // Enough for every statement of fixed text; those that filters put together are not worth more.
-const maxStatements = 64
+const maxStatements = 256
 
-func newStatements(db *sql.DB) *statements {
-	return &statements{db: db, compiled: make(map[string]*sql.Stmt), wanted: make(map[string]bool)}
+func newStatements() *statements {
+	return &statements{compiled: make(map[string]driver.Stmt)}
 }
 
-// prepare compiles what was wanted since the last time. No transaction may be open.
-func (s *statements) prepare(ctx context.Context) error {
-	for query := range s.wanted {
-		statement, err := s.db.PrepareContext(ctx, query)
-		if err != nil {
-			return err
-		}
-		s.compiled[query] = statement
-		delete(s.wanted, query)
+// of answers the compiled form of query on a connection of the driver, and what to do with it after use.
+func (s *statements) of(ctx context.Context, conn any, query string) (_ driver.Stmt, done func() error, err error) {
+	if s.owner != conn { // the pool has opened another connection; with the old one went what was compiled there
+		s.owner = conn
+		clear(s.compiled)
 	}
-	return nil
+	if statement, known := s.compiled[query]; known {
+		return statement, keep, nil
+	}
+	statement, err := conn.(driver.ConnPrepareContext).PrepareContext(ctx, query)
+	if err != nil {
+		return nil, nil, err
+	}
+	if len(s.compiled) >= maxStatements {
+		return statement, statement.Close, nil
+	}
+	s.compiled[query] = statement
+	return statement, keep, nil
 }
 
-// of answers the compiled form of query for use in tx, nil when there is none yet.
-func (s *statements) of(ctx context.Context, tx *sql.Tx, query string) *sql.Stmt {
-	if statement, ok := s.compiled[query]; ok {
-		return tx.StmtContext(ctx, statement)
+func keep() error { return nil }
+
+// close lets go of the statements, before their connection goes.
+func (s *statements) close() error {
+	var errs []error
+	for _, statement := range s.compiled {
+		errs = append(errs, statement.Close())
 	}
-	if len(s.compiled)+len(s.wanted) < maxStatements {
-		s.wanted[query] = true
-	}
-	return nil
+	clear(s.compiled)
+	return errors.Join(errs...)
 }

@@ -118,7 +118,7 @@ func (s *Store) View(ctx context.Context, fn func(tx store.Tx) error) error {
 		return translate(err)
 	}
 	defer sqlTx.Rollback() // a read transaction has nothing to lose
-	tx := rows.NewView(ctx, &conn{tx: sqlTx})
+	tx := rows.NewView(ctx, readConn{sqlTx})
 	defer tx.End()
 	return fn(tx)
 }
@@ -213,6 +213,9 @@ func (s *Store) Close() error {
 
 func (s *Store) closePools() error {
 	var errs []error
+	if s.writer != nil {
+		errs = append(errs, s.writer.close())
+	}
 	for _, db := range []*sql.DB{s.reads, s.writes} { // the writer last: it folds the log back into the file
 		if db != nil {
 			errs = append(errs, db.Close())

@@ -23,6 +23,7 @@ type writer struct {
 
 // batch is one SQLite transaction with the work of one or more callers in it.
 type batch struct {
+	conn  *sql.Conn
 	tx    *sql.Tx
 	began time.Time
 	size  int // functions that succeeded
@@ -33,11 +34,11 @@ type batch struct {
 // Bounds of a batch: what it may make the first in it wait for.
 const (
 	maxBatch    = 256
-	maxBatchAge = 10 * time.Millisecond
+	maxBatchAge = 20 * time.Millisecond
 )
 
 func newWriter(db *sql.DB) *writer {
-	return &writer{db: db, known: newStatements(db), turn: make(chan struct{}, 1), maxAge: maxBatchAge}
+	return &writer{db: db, known: newStatements(), turn: make(chan struct{}, 1), maxAge: maxBatchAge}
 }
 
 // do runs fn in a transaction and returns once it is committed, or rolled back because of the error returned.
@@ -70,14 +71,15 @@ func (w *writer) take(ctx context.Context, fn func(c *conn) error) (*batch, erro
 }
 
 func (w *writer) begin(ctx context.Context) error {
-	if err := w.known.prepare(ctx); err != nil {
-		return err
-	}
-	tx, err := w.db.BeginTx(ctx, nil)
+	conn, err := w.db.Conn(ctx)
 	if err != nil {
 		return err
 	}
-	w.batch = &batch{tx: tx, began: time.Now(), done: make(chan struct{})}
+	tx, err := conn.BeginTx(ctx, nil)
+	if err != nil {
+		return errors.Join(err, conn.Close())
+	}
+	w.batch = &batch{conn: conn, tx: tx, began: time.Now(), done: make(chan struct{})}
 	return nil
 }
 
@@ -91,7 +93,7 @@ func (w *writer) pass() {
 
 // end closes the batch with what became of it.
 func (w *writer) end(err error) {
-	w.batch.err = err
+	w.batch.err = errors.Join(err, w.batch.conn.Close()) // back to the pool
 	close(w.batch.done)
 	w.batch = nil
 }
@@ -99,7 +101,7 @@ func (w *writer) end(err error) {
 // run runs fn inside the batch, and takes what it did back when it fails, panics or ends its goroutine.
 func (w *writer) run(fn func(c *conn) error) (err error) {
 	b := w.batch
-	c := &conn{tx: b.tx, statements: w.known}
+	c := &conn{tx: b.tx, direct: direct{b.conn, w.known}}
 	alone := b.size == 0 // then the transaction itself will do for a savepoint
 	if !alone {
 		if _, err := c.Exec(context.Background(), "SAVEPOINT member"); err != nil {
@@ -140,4 +142,11 @@ func (w *writer) abandon(cause error) error {
 	}
 	w.end(cause)
 	return cause
+}
+
+// close waits for its turn, and lets go of what was compiled.
+func (w *writer) close() error {
+	w.turn <- struct{}{}
+	defer func() { <-w.turn }()
+	return w.known.close()
 }
