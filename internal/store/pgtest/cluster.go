@@ -47,6 +47,21 @@ var shared struct {
 // database belongs to the role of the URL, which is no superuser. It is dropped when the test ends.
 func Start(t testing.TB) (url string) {
 	t.Helper()
+	return share(t).Database(t)
+}
+
+// Lasting is Start for a database that lasts until the process ends: to empty one takes less time than to make one.
+func Lasting(t testing.TB) (url string) {
+	t.Helper()
+	url, err := share(t).create()
+	if err != nil {
+		t.Fatal(err)
+	}
+	return url
+}
+
+func share(t testing.TB) *Cluster {
+	t.Helper()
 	shared.Lock()
 	defer shared.Unlock()
 	if shared.cluster == nil {
@@ -56,7 +71,7 @@ func Start(t testing.TB) (url string) {
 		}
 		shared.cluster = c
 	}
-	return shared.cluster.Database(t)
+	return shared.cluster
 }
 
 // Main runs the tests of a package and ends the cluster of this process. Without it the cluster ends too, but a moment after
@@ -98,18 +113,35 @@ var databases atomic.Int64
 // Database makes a new, empty database and answers its URL. It is dropped when the test ends, if the server runs then.
 func (c *Cluster) Database(t testing.TB) (url string) {
 	t.Helper()
-	name := fmt.Sprintf("test%d", databases.Add(1))
-	if err := c.admin(context.Background(), "CREATE DATABASE "+name+" OWNER "+role); err != nil {
-		t.Fatalf("make a database: %v", err)
+	url, err := c.create()
+	if err != nil {
+		t.Fatal(err)
 	}
 	t.Cleanup(func() {
-		err := c.admin(context.Background(), "DROP DATABASE "+name+" WITH (FORCE)")
+		err := c.admin(context.Background(), "DROP DATABASE "+nameIn(url)+" WITH (FORCE)")
 		var refused *pgconn.ConnectError
 		if err != nil && !errors.As(err, &refused) {
 			t.Errorf("drop the database: %v", err)
 		}
 	})
-	return c.url(role, name)
+	return url
+}
+
+func (c *Cluster) create() (url string, err error) {
+	name := fmt.Sprintf("test%d", databases.Add(1))
+	if err := c.admin(context.Background(), "CREATE DATABASE "+name+" OWNER "+role); err != nil {
+		return "", fmt.Errorf("make a database: %w", err)
+	}
+	return c.url(role, name), nil
+}
+
+// nameIn is the name of the database in a URL.
+func nameIn(text string) string {
+	u, err := url.Parse(text)
+	if err != nil {
+		return ""
+	}
+	return strings.TrimPrefix(u.Path, "/")
 }
 
 // Stop ends the server; sessions are told so. Nothing is lost.
@@ -137,11 +169,7 @@ func (c *Cluster) must(t testing.TB, order string) {
 // Exec runs a statement in a database, as its superuser.
 func (c *Cluster) Exec(t testing.TB, database, statement string) {
 	t.Helper()
-	u, err := url.Parse(database)
-	if err != nil {
-		t.Fatal(err)
-	}
-	if err := run(t.Context(), c.url(superuser, strings.TrimPrefix(u.Path, "/")), statement); err != nil {
+	if err := run(context.Background(), c.url(superuser, nameIn(database)), statement); err != nil {
 		t.Fatal(err)
 	}
 }

@@ -48,7 +48,7 @@ func child(url string) error {
 	const writers = 4
 	for w := range writers {
 		go func() {
-			for n := w; n < 4*rowsToSee; n += writers {
+			for n := w; n < rowsToSee; n += writers {
 				if err := s.Update(ctx, func(tx store.Tx) error { return tx.InsertTemplate(row(n)) }); err != nil {
 					failed <- err
 				}
@@ -74,8 +74,8 @@ func child(url string) error {
 // A server is killed in the middle of a transaction and of a job. The others go on at once, but take its job over only when
 // it is declared dead.
 func TestKill(t *testing.T) {
-	all := newDatabases(t)
-	url := all.get(t, t.TempDir())
+	t.Parallel()
+	url := database(t)
 	closed(t, open(t, url)) // makes the tables
 	self, err := os.Executable()
 	if err != nil {

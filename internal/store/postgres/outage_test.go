@@ -61,6 +61,7 @@ func placeState(t testing.TB, url, job string) (state, runner string) {
 }
 
 func TestOutage(t *testing.T) {
+	t.Parallel()
 	cluster := pgtest.New(t, pgtest.Options{})
 	for name, end := range map[string]func(testing.TB){"Stop": cluster.Stop, "Crash": cluster.Crash} {
 		t.Run(name, func(t *testing.T) {
@@ -118,37 +119,38 @@ func TestOutage(t *testing.T) {
 			}
 		})
 	}
-}
 
-// The server of a store that cannot reach its database must be able to end.
-func TestStopDuringOutage(t *testing.T) {
-	cluster := pgtest.New(t, pgtest.Options{})
-	s := openAs(t, cluster.Database(t), "c")
-	update(t, s, func(tx store.Tx) error { return beat(tx, "c") })
-	begun := make(chan struct{})
-	err := s.Work(context.Background(), 1, func(ctx context.Context, job string, attempt int, last bool) error {
-		close(begun)
-		<-ctx.Done()
-		return ctx.Err()
+	// The server of a store that cannot reach its database must be able to end.
+	t.Run("End", func(t *testing.T) {
+		s := openAs(t, cluster.Database(t), "c")
+		update(t, s, func(tx store.Tx) error { return beat(tx, "c") })
+		begun := make(chan struct{})
+		err := s.Work(context.Background(), 1, func(ctx context.Context, job string, attempt int, last bool) error {
+			close(begun)
+			<-ctx.Done()
+			return ctx.Err()
+		})
+		if err != nil {
+			t.Fatal(err)
+		}
+		enqueue(t, s, 1)
+		receive(t, begun, "the job")
+		cluster.Stop(t)
+		done := make(chan error, 1)
+		go func() { done <- s.Close() }()
+		if err := receive(t, done, "the end of the store"); err != nil {
+			t.Error(err)
+		}
+		wantCode(t, s.Update(t.Context(), func(store.Tx) error { return nil }), spore.CodeInternal)
+		wantCode(t, s.View(t.Context(), func(store.Tx) error { return nil }), spore.CodeInternal)
+		cluster.Start(t)
 	})
-	if err != nil {
-		t.Fatal(err)
-	}
-	enqueue(t, s, 1)
-	receive(t, begun, "the job")
-	cluster.Stop(t)
-	done := make(chan error, 1)
-	go func() { done <- s.Close() }()
-	if err := receive(t, done, "the end of the store"); err != nil {
-		t.Error(err)
-	}
-	wantCode(t, s.Update(t.Context(), func(store.Tx) error { return nil }), spore.CodeInternal)
-	wantCode(t, s.View(t.Context(), func(store.Tx) error { return nil }), spore.CodeInternal)
 }
 
 // A database that neither answers nor refuses.
 func TestSilence(t *testing.T) {
-	p, url := newProxy(t, pgtest.Start(t))
+	t.Parallel()
+	p, url := newProxy(t, database(t))
 	s := open(t, url)
 	defer closed(t, s)
 	update(t, s, func(tx store.Tx) error { return tx.InsertTemplate(row(1)) })
@@ -175,7 +177,8 @@ func TestSilence(t *testing.T) {
 
 // The connection ends between the order to commit and the answer to it.
 func TestUndecided(t *testing.T) {
-	p, url := newProxy(t, pgtest.Start(t))
+	t.Parallel()
+	p, url := newProxy(t, database(t))
 	s := open(t, url)
 	defer closed(t, s)
 	for n, at := range []cut{before, after} {
@@ -206,7 +209,8 @@ func TestUndecided(t *testing.T) {
 
 // A connection that is lost before the commit is nobody's trouble.
 func TestLostConnection(t *testing.T) {
-	p, url := newProxy(t, pgtest.Start(t))
+	t.Parallel()
+	p, url := newProxy(t, database(t))
 	s := open(t, url)
 	defer closed(t, s)
 	const writers = 8
@@ -217,10 +221,13 @@ func TestLostConnection(t *testing.T) {
 		all.Go(func() {
 			err := s.Update(t.Context(), func(tx store.Tx) error {
 				runs.Add(1)
-				err := tx.InsertTemplate(row(n))
+				if err := tx.InsertTemplate(row(n)); err != nil {
+					return err
+				}
 				if n == 3 {
 					once.Do(p.cutAll)
 				}
+				_, err := tx.Template(row(n).ID)
 				return err
 			})
 			if err != nil {
@@ -241,7 +248,8 @@ func TestLostConnection(t *testing.T) {
 
 // A server that hangs in the middle of a transaction holds the others up for a while only.
 func TestHungServer(t *testing.T) {
-	url := pgtest.Start(t)
+	t.Parallel()
+	url := database(t)
 	hung := open(t, url+"&idle_in_transaction_session_timeout=300ms")
 	defer closed(t, hung)
 	other := open(t, url)
@@ -276,6 +284,7 @@ func TestHungServer(t *testing.T) {
 
 // What was told to be stored survives a crash of the database in the middle of it.
 func TestDatabaseCrash(t *testing.T) {
+	t.Parallel()
 	cluster := pgtest.New(t, pgtest.Options{Durable: true})
 	s := open(t, cluster.Database(t))
 	defer closed(t, s)

@@ -65,7 +65,8 @@ func state(want string, url, job string, t *testing.T) func() error {
 }
 
 func TestCancelElsewhere(t *testing.T) {
-	url := newDatabases(t).get(t, "")
+	t.Parallel()
+	url := database(t)
 	a := newWorker(t, url, "a", 1)
 	b := openAs(t, url, "b")
 	defer closed(t, b)
@@ -87,7 +88,8 @@ func TestCancelElsewhere(t *testing.T) {
 
 // A cancellation that the database could not pass on is found.
 func TestCancelUnheard(t *testing.T) {
-	url := newDatabases(t).get(t, "")
+	t.Parallel()
+	url := database(t)
 	a := newWorker(t, url, "a", 1)
 	job := enqueue(t, a, 5)
 	receive(t, a.begun, "the job")
@@ -105,7 +107,8 @@ func TestCancelUnheard(t *testing.T) {
 
 // A run belongs to the controller that began it until that is declared dead. What comes of it after that is of no account.
 func TestTakeOver(t *testing.T) {
-	url := newDatabases(t).get(t, "")
+	t.Parallel()
+	url := database(t)
 	a := newWorker(t, url, "a", 2)
 	job := enqueue(t, a, 1)
 	if got := receive(t, a.begun, "the job"); got != (run{"a", job, 1}) {
@@ -143,7 +146,8 @@ func TestTakeOver(t *testing.T) {
 
 // The database gave a job to a controller, but the answer was lost on the way.
 func TestLostFetch(t *testing.T) {
-	url := newDatabases(t).get(t, "")
+	t.Parallel()
+	url := database(t)
 	a := newWorker(t, url, "a", 1)
 	first := enqueue(t, a, 1)
 	receive(t, a.begun, "the first job")
@@ -168,7 +172,8 @@ func TestLostFetch(t *testing.T) {
 
 // What a run says of its failure may be anything.
 func TestHostileFailure(t *testing.T) {
-	url := newDatabases(t).get(t, "")
+	t.Parallel()
+	url := database(t)
 	a := newWorker(t, url, "a", 1)
 	job := enqueue(t, a, 1)
 	receive(t, a.begun, "the job")
@@ -178,7 +183,8 @@ func TestHostileFailure(t *testing.T) {
 
 // A place that a server left behind under the same name is its own.
 func TestSameName(t *testing.T) {
-	url := newDatabases(t).get(t, "")
+	t.Parallel()
+	url := database(t)
 	a := newWorker(t, url, "a", 1)
 	job := enqueue(t, a, 1)
 	receive(t, a.begun, "the job")
@@ -191,7 +197,8 @@ func TestSameName(t *testing.T) {
 }
 
 func TestWorkNeedsName(t *testing.T) {
-	s := openAs(t, newDatabases(t).get(t, ""), "")
+	t.Parallel()
+	s := openAs(t, database(t), "")
 	defer closed(t, s)
 	if err := s.Work(t.Context(), 1, func(context.Context, string, int, bool) error { return nil }); err == nil {
 		t.Error("it works although nobody would know whose runs are whose")
@@ -200,7 +207,8 @@ func TestWorkNeedsName(t *testing.T) {
 
 // Others hear of a commit, and who did not commit hears of none.
 func TestChangesElsewhere(t *testing.T) {
-	url := newDatabases(t).get(t, "")
+	t.Parallel()
+	url := database(t)
 	a, b := openAs(t, url, "a"), openAs(t, url, "b")
 	defer closed(t, a)
 	defer closed(t, b)

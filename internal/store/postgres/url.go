@@ -1,8 +1,11 @@
 package postgres
 
 import (
+	"regexp"
+	"strings"
 	"time"
 
+	"github.com/jackc/pgx/v5"
 	"github.com/jackc/pgx/v5/pgxpool"
 
 	"github.com/sporevm/spore"
@@ -17,7 +20,7 @@ const connectTimeout = 5 * time.Second
 // what it could not read, and a password with a special character in it is just that.
 func parseURL(text string) (*pgxpool.Config, error) {
 	config, err := pgxpool.ParseConfig(text)
-	if text == "" || err != nil {
+	if text == "" || err != nil || misread(config.ConnConfig) {
 		return nil, spore.Invalidf("database", "the connection string cannot be read").
 			WithHint("write postgres://USER:PASSWORD@HOST:PORT/NAME?sslmode=verify-full, with the special characters of the password percent-encoded")
 	}
@@ -34,4 +37,16 @@ func parseURL(text string) (*pgxpool.Config, error) {
 	params["tcp_keepalives_interval"] = "5"
 	params["tcp_keepalives_count"] = "3"
 	return config, nil
+}
+
+var parameter = regexp.MustCompile(`^[A-Za-z_][A-Za-z0-9_.]*$`)
+
+// misread says whether the rest of a password was taken for something else, which errors would name.
+func misread(config *pgx.ConnConfig) bool {
+	for name := range config.RuntimeParams {
+		if !parameter.MatchString(name) {
+			return true
+		}
+	}
+	return strings.Contains(config.Database, "@")
 }

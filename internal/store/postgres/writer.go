@@ -19,7 +19,8 @@ type writer struct {
 	notice    string // the statement that tells other servers of a commit
 	committed func() // called after each commit that they are told of
 	arrivals  chan *member
-	beginning atomic.Bool   // whether those who wait do so for the database
+	waiting   atomic.Int64  // how many have arrived and not had their turn
+	beginning atomic.Bool   // whether they wait for the database
 	maxAge    time.Duration // of a batch that more may join
 
 	quit  context.CancelFunc
@@ -96,27 +97,37 @@ func (w *writer) once(ctx context.Context, silent bool, fn func(c *conn) error) 
 	m := &member{
 		silent: silent, turn: make(chan *conn), left: make(chan struct{}), ran: make(chan bool, 1), verdict: make(chan error, 1),
 	}
-	select {
-	case w.arrivals <- m:
-	case <-ctx.Done():
-		return w.late(ctx)
-	case <-w.alive.Done():
-		return errClosed
-	}
-	var c *conn
-	select {
-	case c = <-m.turn:
-	case err := <-m.verdict:
+	c, err := w.await(ctx, m)
+	if err != nil {
 		return err
-	case <-ctx.Done():
-		close(m.left)
-		return w.late(ctx)
 	}
 	result := m.run(c, fn)
 	if verdict := m.wait(ctx, result); verdict != nil {
 		return verdict
 	}
 	return result
+}
+
+// await waits for the turn of m.
+func (w *writer) await(ctx context.Context, m *member) (*conn, error) {
+	w.waiting.Add(1)
+	defer w.waiting.Add(-1)
+	select {
+	case w.arrivals <- m:
+	case <-ctx.Done():
+		return nil, w.late(ctx)
+	case <-w.alive.Done():
+		return nil, errClosed
+	}
+	select {
+	case c := <-m.turn:
+		return c, nil
+	case err := <-m.verdict:
+		return nil, err
+	case <-ctx.Done():
+		close(m.left)
+		return nil, w.late(ctx)
+	}
 }
 
 // late is why a caller whose ctx has ended did not get its turn.
