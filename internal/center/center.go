@@ -73,9 +73,10 @@ type Center struct {
 
 	fencedOnce sync.Once
 
-	life  context.Context // ends with Stop
-	stop  context.CancelFunc
-	loops sync.WaitGroup
+	started int             // loops
+	life    context.Context // ends with Stop
+	stop    context.CancelFunc
+	loops   sync.WaitGroup
 }
 
 // New puts a center on a store and the nodes that it can ask. More may Join later.
@@ -185,9 +186,19 @@ func (c *Center) Stop(ctx context.Context) error {
 	}
 }
 
+// apart is how far the loops of a center start from each other, so that they do not all come for the rows at once.
+const apart = 7 * time.Millisecond
+
 // every runs do again and again until the center stops.
 func (c *Center) every(period time.Duration, do func(context.Context) error) {
+	c.started++
+	phase := time.Duration(c.started) * apart
 	c.loops.Go(func() {
+		select {
+		case <-c.life.Done():
+			return
+		case <-time.After(phase):
+		}
 		tick := time.NewTicker(period)
 		defer tick.Stop()
 		for {

@@ -1,6 +1,7 @@
 package center
 
 import (
+	"cmp"
 	"context"
 	"encoding/json"
 	"errors"
@@ -27,6 +28,9 @@ func (c *Center) DeleteTemplate(ctx context.Context, key Idempotency, ref string
 		return nil, spore.Invalidf("template", "no template given").Because(spore.ReasonTemplateIDRequired)
 	}
 	t, err := c.Template(ctx, ref)
+	if isNotFound(err) {
+		return nil, c.missingTemplate(ctx, ref, err)
+	}
 	if err != nil {
 		return nil, err
 	}
@@ -130,6 +134,46 @@ func (c *Center) planDelete(ctx context.Context, t *spore.Template) (*Deletion, 
 		}
 	}
 	return d, nil
+}
+
+// missingTemplate is why there is nothing to delete under ref. Of a template that was deleted bytes may still lie where nobody
+// can look: on a node that had it, or was to have it, and was forgotten.
+func (c *Center) missingTemplate(ctx context.Context, ref string, missing error) error {
+	var t *spore.Template
+	var lost []string
+	err := c.store.View(ctx, func(tx store.Tx) (err error) {
+		if t, err = anyTemplate(tx, ref); err != nil {
+			return ignoreNotFound(err)
+		}
+		lost, err = c.lostNodes(tx, t)
+		return err
+	})
+	if err != nil || len(lost) == 0 {
+		return cmp.Or(err, missing)
+	}
+	return spore.Errorf(spore.CodeNotFound, "%s %s was deleted already; bytes of it may lie on %s still, which was forgotten", t.Kind, t.ID, some(lost)).
+		WithHint("they are removed should the node report again; if it never does, wipe its disk").Because(spore.ReasonLocatorMissing)
+}
+
+// lostNodes lists the nodes that a template was made on, as far as its jobs tell, and that are not known any more.
+func (c *Center) lostNodes(tx store.Tx, t *spore.Template) (lost []string, err error) {
+	jobs, _, err := tx.Jobs(store.JobFilter{Paging: store.Paging{Limit: 100}, ResourceID: t.ID})
+	if err != nil {
+		return nil, err
+	}
+	named := []string{t.OriginNode}
+	for _, j := range jobs {
+		if makes(j.Operation) || j.Operation == spore.OpRedo || j.Operation == spore.OpReplicate {
+			named = append(append(named, j.NodeID), j.Redo.Scope...)
+		}
+	}
+	for _, id := range named {
+		if n := c.fleet.facts(id); id != "" && (n == nil || n.State == spore.NodeForgotten) && !slices.Contains(lost, id) {
+			lost = append(lost, id)
+		}
+	}
+	slices.Sort(lost)
+	return lost, nil
 }
 
 // runningOn lists the sandboxes that run on a template, or are about to.

@@ -42,7 +42,7 @@ func (c *Center) finish(j *spore.Job, err error) {
 
 func jobError(err error) *spore.JobError {
 	e := spore.AsError(err)
-	return &spore.JobError{Code: e.Code, Message: e.Message, Field: e.Field, Hint: e.Hint}
+	return &spore.JobError{Code: e.Code, Message: e.Message, Field: e.Field, Hint: e.Hint, Reason: e.Reason}
 }
 
 // note adds one line to a job's log. A log line is never worth failing the job for.

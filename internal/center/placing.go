@@ -14,6 +14,7 @@ import (
 type spot struct {
 	nodeID  string
 	whyNot  string
+	lost    bool // a READY replica on a node that is not there any more
 	compat  spore.CompatStatus
 	freeMiB int
 }
@@ -34,6 +35,7 @@ func (c *Center) spots(t *spore.Template, replicas []*spore.Replica, w wish) []s
 		if n != nil && r.Status == spore.ReplicaReady {
 			can.compat, can.freeMiB = r.CompatPolicy.Serves(r.Bound, n.Components, n.Installed), c.fleet.free(n)
 		}
+		can.lost = r.Status == spore.ReplicaReady && (n == nil || n.State == spore.NodeForgotten)
 		switch {
 		case r.Status != spore.ReplicaReady:
 			can.whyNot = "its replica is " + string(r.Phase)
@@ -85,14 +87,21 @@ func choose(t *spore.Template, all []spot, w wish) (string, error) {
 	if best >= 0 {
 		return all[best].nodeID, nil
 	}
-	var stale []string
+	var stale, lost []string
 	for _, can := range all {
 		if can.compat == spore.CompatStale {
 			stale = append(stale, can.nodeID)
 		}
+		if can.lost {
+			lost = append(lost, can.nodeID)
+		}
 	}
 	if len(stale) > 0 {
 		return "", spore.StaleNeedsRedo(t.Label(), stale)
+	}
+	if len(lost) > 0 && len(lost) == len(all) {
+		return "", spore.Errorf(spore.CodeConflict, "%s %s is only on %s, and no such node is known any more", t.Kind, t.Label(), some(lost)).
+			WithHint("make it again elsewhere: spore template redo %s", t.Label()).Because(spore.ReasonReplicaIncomplete)
 	}
 	e := spore.Errorf(spore.CodeConflict, "%s %s cannot start on any node that may be used", t.Kind, t.Label()).Because(spore.ReasonNoReadyReplica)
 	if len(all) > 0 {

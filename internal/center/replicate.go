@@ -146,7 +146,7 @@ func (c *Center) materialise(ctx context.Context, j *spore.Job, n Node, t *spore
 	if how == makeAgain && !fromImage {
 		err := n.VerifyFrozen(ctx, t.ID, false)
 		if err == nil {
-			return n.Rebake(ctx, t, as, note)
+			return c.rebake(ctx, n, t, as, note)
 		}
 		note("its own bytes are of no use: " + spore.AsError(err).Error())
 	}
@@ -170,6 +170,23 @@ func (c *Center) materialise(ctx context.Context, j *spore.Job, n Node, t *spore
 	}
 	fresh := *t
 	return c.bake(ctx, j, n, &fresh, req, as)
+}
+
+// rebake makes fresh memory for the disk of t: with the guest image that t was made with or, when the node does not have that any
+// more, with its newest.
+func (c *Center) rebake(ctx context.Context, n Node, t *spore.Template, as string, note func(string)) (*spore.Frozen, error) {
+	fresh := *t
+	kernel, err := n.ResolveKernel(ctx, t.KernelID)
+	if isNotFound(err) {
+		if kernel, err = n.ResolveKernel(ctx, ""); err == nil {
+			note("guest image " + t.KernelID + " is not there any more: " + kernel + " takes its place")
+		}
+	}
+	if err != nil {
+		return nil, err
+	}
+	fresh.KernelID = kernel
+	return n.Rebake(ctx, &fresh, as, note)
 }
 
 // expectArtifact notes that an artifact comes to a node along with a frozen state.

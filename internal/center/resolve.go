@@ -40,10 +40,8 @@ func (c *Center) resolve(tx store.Tx, req CreateRequest) (r *resolution, err err
 	if r.request, err = inherited(t, req); err != nil {
 		return r, err
 	}
-	for _, id := range req.Nodes {
-		if n := c.fleet.facts(id); n == nil || n.State == spore.NodeForgotten {
-			return r, spore.Invalidf("nodes", "there is no node %q", id).WithHint("spore node ls").Because(spore.ReasonNoNodes)
-		}
+	if err := c.knownNodes("nodes", req.Nodes...); err != nil {
+		return r, err
 	}
 	r.stage(stageRequest)
 	replicas, err := c.replicas.get(tx, t.ID, c.opt.Now())
@@ -51,7 +49,12 @@ func (c *Center) resolve(tx store.Tx, req CreateRequest) (r *resolution, err err
 		return r, err
 	}
 	r.stage(stageLocality)
-	w := wish{scope: req.Nodes, preferred: req.PreferredNode}
+	w := wish{scope: req.Nodes, preferred: req.PreferredNode, hard: req.PreferredNode != ""}
+	if w.hard {
+		if err := c.knownNodes("preferredNode", w.preferred); err != nil {
+			return r, err
+		}
+	}
 	if t.Kind == spore.KindSnapshot && w.preferred == "" {
 		w.preferred = t.OriginNode // its bytes are warm there
 	}
@@ -59,6 +62,16 @@ func (c *Center) resolve(tx store.Tx, req CreateRequest) (r *resolution, err err
 	r.nodeID, r.spots, err = c.place(tx, t, replicas, w)
 	r.stage(stageBind)
 	return r, err
+}
+
+// knownNodes refuses a field of a request that names a node which does not exist.
+func (c *Center) knownNodes(field string, ids ...string) error {
+	for _, id := range ids {
+		if n := c.fleet.facts(id); n == nil || n.State == spore.NodeForgotten {
+			return spore.Invalidf(field, "there is no node %q", id).WithHint("spore node ls").Because(spore.ReasonNoNodes)
+		}
+	}
+	return nil
 }
 
 // inherited lays a caller's request over what the template was stored with: maps are joined, the caller's entries

@@ -100,10 +100,8 @@ func (c *Center) checkPlacement(policy spore.CompatPolicy, p spore.ReplicaPolicy
 	if err := p.Validate(); err != nil {
 		return err
 	}
-	for _, id := range p.Nodes {
-		if n := c.fleet.facts(id); n == nil || n.State == spore.NodeForgotten {
-			return spore.Invalidf("replicas.nodes", "there is no node %q", id).WithHint("spore node ls").Because(spore.ReasonNoNodes)
-		}
+	if err := c.knownNodes("replicas.nodes", p.Nodes...); err != nil {
+		return err
 	}
 	if len(c.matching(p)) == 0 {
 		return errNoNodes("no node that is ready has the labels of the selector")

@@ -1,8 +1,10 @@
 package centersim
 
 import (
+	"cmp"
 	"math/rand/v2"
 	"slices"
+	"strings"
 	"sync"
 	"testing/synctest"
 	"time"
@@ -47,10 +49,14 @@ func (s *schedule) step() {
 	n := len(s.waiting)
 	if n == 0 || s.rand.IntN(40) == 0 {
 		s.mu.Unlock()
-		time.Sleep(time.Duration(1+s.rand.IntN(400)) * time.Millisecond)
+		// Timers that end at the same instant end in any order, so no instant is to be met twice.
+		time.Sleep(1 + time.Duration(s.rand.Int64N(int64(400*time.Millisecond))))
 		synctest.Wait()
 		return
 	}
+	slices.SortFunc(s.waiting, func(a, b *gate) int {
+		return cmp.Or(strings.Compare(a.label, b.label), cmp.Compare(a.order, b.order))
+	})
 	i := s.rand.IntN(n)
 	g := s.waiting[i]
 	s.waiting = slices.Delete(s.waiting, i, i+1)

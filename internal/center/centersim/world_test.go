@@ -7,6 +7,8 @@ import (
 	"io"
 	"log/slog"
 	"math/rand/v2"
+	"runtime"
+	"strings"
 	"sync/atomic"
 	"testing"
 	"testing/synctest"
@@ -103,11 +105,25 @@ type gated struct {
 }
 
 func (g gated) Update(ctx context.Context, fn func(store.Tx) error) error {
-	g.w.at(g.c.name + " update")
+	g.w.at(g.c.name + " " + caller())
 	if !g.w.calm && g.w.rand.IntN(500) == 0 {
 		return spore.Errorf(spore.CodeNoSpace, "the database's disk is full")
 	}
 	return g.Store.Update(ctx, fn)
+}
+
+// caller names the function of the center that asks for a transaction. Names tell those who wait at the same time apart,
+// so that it does not matter in which order they came.
+func caller() string {
+	var pcs [8]uintptr
+	frames := runtime.CallersFrames(pcs[:runtime.Callers(3, pcs[:])])
+	for {
+		f, more := frames.Next()
+		name := f.Function[strings.LastIndexByte(f.Function, '/')+1:]
+		if !more || !strings.Contains(name, ").update") {
+			return name
+		}
+	}
 }
 
 // start brings up a server.
@@ -180,6 +196,7 @@ func (w *world) living() (list []*controller) {
 func (w *world) run() {
 	w.start()
 	if !w.alone {
+		time.Sleep(1_234_567)
 		w.start()
 	}
 	steps := 250 + w.rand.IntN(500)

@@ -25,6 +25,7 @@ type Database struct {
 	now    atomic.Pointer[state]
 	mu     sync.Mutex
 	stores []*Store // that are open, in the order of their opening
+	opened int
 }
 
 // New makes an empty database.
@@ -54,6 +55,9 @@ type Options struct {
 type Store struct {
 	db  *Database
 	opt Options
+	// late is how much later than due this store takes jobs, other than any other store of the database. Who would come first if
+	// two came at the same instant would be a matter of chance.
+	late time.Duration
 
 	closed atomic.Bool
 
@@ -77,9 +81,10 @@ func (db *Database) Open(opt Options) *Store {
 	if opt.Now == nil {
 		opt.Now = time.Now
 	}
-	s := &Store{db: db, opt: opt}
 	db.mu.Lock()
 	defer db.mu.Unlock()
+	s := &Store{db: db, opt: opt, late: time.Duration(db.opened) * time.Microsecond}
+	db.opened++
 	db.stores = append(db.stores, s)
 	return s
 }

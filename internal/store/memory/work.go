@@ -84,7 +84,7 @@ func (w *work) take() {
 		var alarm <-chan time.Time
 		if !w.store.opt.Stepped {
 			if next, waits := w.start(); waits {
-				alarm = time.After(next.Sub(w.store.opt.Now()))
+				alarm = time.After(next.Sub(w.store.opt.Now()) + w.store.late)
 			}
 		}
 		select {
