@@ -124,7 +124,12 @@ func (c *Client) DownloadArtifact(ctx context.Context, id string, f DownloadFile
 func (c *Client) artifactDigest(ctx context.Context, id string) (size int64, digest string, err error) {
 	resp, err := c.api.HeadArtifactContent(ctx, id, nil, addArtifactToken)
 	if err := done(resp, err); err != nil {
-		return 0, "", err
+		// An answer to HEAD has no words. Asking for the bytes tells why there are none.
+		content, why := c.OpenArtifact(ctx, id, 0, "")
+		if why != nil {
+			return 0, "", why
+		}
+		return 0, "", errors.Join(err, content.Close())
 	}
 	if size, digest = resp.ContentLength, strings.Trim(resp.Header.Get("ETag"), `"`); size < 0 || digest == "" {
 		return 0, "", spore.Errorf(spore.CodeUnreachable, "the server does not say what artifact %s is", id)

@@ -165,7 +165,11 @@ func cellsOn(rows []api.CompatRow, nodes []string) (out []cell) {
 }
 
 func (a *app) printMatrix(m *api.CompatMatrix) error {
-	if err := a.cellView().list(a, cellsOn(m.Templates, nil)); err != nil || a.quiet {
+	cells := cellsOn(m.Templates, nil)
+	if a.quiet {
+		cells = slices.CompactFunc(cells, func(x, y cell) bool { return x.row.TemplateID == y.row.TemplateID })
+	}
+	if err := a.cellView().list(a, cells); err != nil || a.quiet {
 		return err
 	}
 	s := m.Summary

@@ -348,7 +348,7 @@ type roundTrip func(*http.Request) (*http.Response, error)
 func (f roundTrip) RoundTrip(r *http.Request) (*http.Response, error) { return f(r) }
 
 func FuzzParsers(f *testing.F) {
-	for _, seed := range []string{"512", "2G", "1TiB", "-1", "9999999999T", "", "G", ":80/x", "/x", ":0/", "a 'b c' \"d", "s1:/x", "./a:b", "\x1b[2J"} {
+	for _, seed := range []string{"512", "2G", "1TiB", "-1", "9999999999T", "", "G", ":80/x", "/x", ":0/", "a 'b c' \"d", "s1:/x", "./a:b", "\x1b[2J", "70,85,95", "0,1,200", "30d", "36h", "99999999999d", "500GiB", "9EB", "zone=a disk-", "-", "="} {
 		f.Add(seed)
 	}
 	f.Fuzz(func(t *testing.T, in string) {
@@ -368,6 +368,22 @@ func FuzzParsers(f *testing.F) {
 		for _, w := range words {
 			if len(w) > len(in) {
 				t.Errorf("%q has the word %q", in, w)
+			}
+		}
+		if l, err := cli.ParseStorageLimits(in); err == nil && l.Validate() != nil {
+			t.Errorf("%q is the limits %v", in, l)
+		}
+		if d, err := cli.ParseAge(in); err == nil && d < 0 {
+			t.Errorf("%q is %s", in, d)
+		}
+		if n, err := cli.ParseQuota(in); err == nil && n < 0 {
+			t.Errorf("%q is %d bytes", in, n)
+		}
+		if set, unset, err := cli.LabelArgs(strings.Fields(in)); err == nil {
+			for _, key := range unset {
+				if _, both := set[key]; both || key == "" {
+					t.Errorf("%q sets %v and takes away %v", in, set, unset)
+				}
 			}
 		}
 		if clean := cli.Printable(in, false); strings.ContainsAny(clean, "\x1b\n\r\x07") {

@@ -3,6 +3,7 @@ package cli
 import (
 	"context"
 	"fmt"
+	"strings"
 	"time"
 
 	"github.com/spf13/cobra"
@@ -68,7 +69,7 @@ func (a *app) printPreview(p *api.Preview) error {
 		if r.TTLSeconds > 0 {
 			ttl = (time.Duration(r.TTLSeconds) * time.Second).String()
 		}
-		lines = append(lines, detail{"time to live", ttl}, detail{"on end", string(r.OnEnd)}, detail{"labels", pairs(r.Labels)}, detail{"env", pairs(r.Env)})
+		lines = append(lines, detail{"time to live", ttl}, detail{"on end", string(r.OnEnd)}, detail{"labels", pairs(r.Labels)}, detail{"env", strings.Join(sortedKeys(r.Env), ",")})
 	}
 	lines = append(lines, detail{"would run on", p.NodeID})
 	for _, s := range p.Stages {
