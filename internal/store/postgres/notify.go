@@ -5,6 +5,7 @@ import (
 	"crypto/rand"
 	"fmt"
 	"log/slog"
+	"sync/atomic"
 	"time"
 
 	"github.com/jackc/pgx/v5"
@@ -20,6 +21,7 @@ type listener struct {
 	changes  *broadcast
 	returned func() // called when the database answers again
 	logger   *slog.Logger
+	away     atomic.Bool // whether the database does not answer
 	quit     context.CancelFunc
 	ended    chan struct{}
 }
@@ -80,6 +82,7 @@ func (l *listener) work(ctx context.Context, conn *pgx.Conn) {
 		if ctx.Err() != nil {
 			return
 		}
+		l.away.Store(true)
 		l.logger.Warn("the database does not answer", "err", err)
 		began := time.Now()
 		for pause := soonest; ; pause = min(2*pause, latest) {
@@ -92,6 +95,7 @@ func (l *listener) work(ctx context.Context, conn *pgx.Conn) {
 				break
 			}
 		}
+		l.away.Store(false)
 		l.logger.Info("the database answers again", "after", time.Since(began).Round(time.Millisecond))
 		l.changes.send() // what was missed meanwhile is not known
 		l.returned()

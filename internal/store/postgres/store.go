@@ -97,7 +97,7 @@ func open(ctx context.Context, opts Options) (_ *Store, err error) {
 	}
 	s.writer = newWriter(s.writes, s.ears.notice(), s.changes.send)
 	s.queue, err = queue.New(sharedDriver{s.shift.river, s.shift}, queue.Config{
-		ID: opts.Controller, Logger: opts.Logger, Backoff: opts.Backoff, Revive: s.shift.begin,
+		ID: opts.Controller, Logger: opts.Logger, Backoff: opts.Backoff, Revive: s.shift.begin, Away: s.ears.away.Load,
 	})
 	if err != nil {
 		return nil, err

@@ -29,6 +29,9 @@ type Config struct {
 	// Revive puts the places of runs that died with their process back in line. It is called before work begins, when
 	// no run of this process can be under way. How to tell the dead from the living depends on who shares the database.
 	Revive func(ctx context.Context) error
+	// Away says that the database does not answer, and that this is known: River's complaints of it are not logged then. It
+	// may be nil.
+	Away func() bool
 }
 
 // Queue is the work of one database. T is the type of its transactions.
@@ -47,7 +50,10 @@ func New[T any](driver riverdriver.Driver[T], config Config) (*Queue[T], error) 
 	if config.Backoff == nil {
 		config.Backoff = Backoff
 	}
-	inserts, err := river.NewClient(driver, &river.Config{Logger: quiet(config.Logger), FetchCooldown: fetchCooldown})
+	if config.Away == nil {
+		config.Away = func() bool { return false }
+	}
+	inserts, err := river.NewClient(driver, &river.Config{Logger: quiet(config.Logger, config.Away), FetchCooldown: fetchCooldown})
 	if err != nil {
 		return nil, fmt.Errorf("make the queue: %w", err)
 	}
@@ -132,7 +138,7 @@ func (q *Queue[T]) Start(ctx context.Context, workers int, run Run) error {
 	}
 	client, err := river.NewClient(q.driver, &river.Config{
 		ID:                   q.config.ID,
-		Logger:               quiet(q.config.Logger),
+		Logger:               quiet(q.config.Logger, q.config.Away),
 		Workers:              registry,
 		Queues:               map[string]river.QueueConfig{river.QueueDefault: {MaxWorkers: workers}},
 		FetchPollInterval:    pollInterval,

@@ -32,10 +32,13 @@ func TestGuard(t *testing.T) {
 
 func TestQuiet(t *testing.T) {
 	var out bytes.Buffer
-	logger := quiet(slog.New(slog.NewTextHandler(&out, nil)))
+	away := false
+	logger := quiet(slog.New(slog.NewTextHandler(&out, nil)), func() bool { return away })
 	logger.Info("a")
 	logger.With("x", 1).WithGroup("g").Warn("b")
 	logger.With("x", 1).Error("c")
+	away = true
+	logger.With("x", 1).WithGroup("g").Error("d")
 	if log := out.String(); strings.Count(log, "\n") != 1 || !strings.Contains(log, "msg=c x=1") {
 		t.Errorf("logged %q", log)
 	}

@@ -120,17 +120,25 @@ func (r *runs) cancel(jobID string) {
 	}
 }
 
-// quiet passes on only what River holds to be errors: its other messages tell of single jobs by numbers of its own, and
-// what they say is logged by this package with the ids that people know.
-func quiet(logger *slog.Logger) *slog.Logger { return slog.New(errorsOnly{logger.Handler()}) }
+// quiet passes on only what River holds to be errors, and those only while the database is there: its other messages tell of
+// single jobs by numbers of its own, and what they say is logged by this package with the ids that people know.
+func quiet(logger *slog.Logger, away func() bool) *slog.Logger {
+	return slog.New(errorsOnly{logger.Handler(), away})
+}
 
-type errorsOnly struct{ slog.Handler }
+type errorsOnly struct {
+	slog.Handler
+	away func() bool
+}
 
 func (h errorsOnly) Enabled(ctx context.Context, level slog.Level) bool {
-	return level >= slog.LevelError && h.Handler.Enabled(ctx, level)
+	return level >= slog.LevelError && !h.away() && h.Handler.Enabled(ctx, level)
 }
 
 func (h errorsOnly) WithAttrs(attrs []slog.Attr) slog.Handler {
-	return errorsOnly{h.Handler.WithAttrs(attrs)}
+	return errorsOnly{h.Handler.WithAttrs(attrs), h.away}
 }
-func (h errorsOnly) WithGroup(name string) slog.Handler { return errorsOnly{h.Handler.WithGroup(name)} }
+
+func (h errorsOnly) WithGroup(name string) slog.Handler {
+	return errorsOnly{h.Handler.WithGroup(name), h.away}
+}
