@@ -1,6 +1,7 @@
 package pgtest
 
 import (
+	"context"
 	"errors"
 	"io/fs"
 	"os"
@@ -11,6 +12,15 @@ import (
 )
 
 func TestMain(m *testing.M) { os.Exit(Main(m)) }
+
+func run(ctx context.Context, url, statement string) error {
+	conn, err := pgx.Connect(ctx, url)
+	if err != nil {
+		return err
+	}
+	_, err = conn.Exec(ctx, statement)
+	return errors.Join(err, conn.Close(ctx))
+}
 
 func TestStart(t *testing.T) {
 	first, second := Start(t), Start(t)

@@ -1,4 +1,4 @@
-package pgtest
+package pgcluster
 
 import (
 	"bufio"
@@ -32,8 +32,8 @@ full_page_writes = %[2]t
 jit = off
 `
 
-// start makes a cluster and starts its server.
-func start(opts Options) (_ *Cluster, err error) {
+// Start makes a cluster, of the newest PostgreSQL that is installed, and starts its server. Close it after use.
+func Start(opts Options) (_ *Cluster, err error) {
 	bin, err := programs()
 	if err != nil {
 		return nil, err
@@ -77,8 +77,8 @@ func start(opts Options) (_ *Cluster, err error) {
 	if err := c.supervisor.Start(); err != nil {
 		return nil, err
 	}
-	if err := errors.Join(c.order("start"), c.ready(), c.admin(context.Background(), "CREATE ROLE "+role+" LOGIN")); err != nil {
-		return nil, errors.Join(err, c.close())
+	if err := errors.Join(c.Restart(), c.admin(context.Background(), "CREATE ROLE "+role+" LOGIN")); err != nil {
+		return nil, errors.Join(err, c.Close())
 	}
 	return c, nil
 }
@@ -174,7 +174,7 @@ func (c *Cluster) ready() error {
 	return fmt.Errorf("the server does not answer: %w\n%s", err, c.log())
 }
 
-// log is what the server has said, for the message of a failed test.
+// log is what the server has said, for the message of a failure.
 func (c *Cluster) log() string {
 	text, err := os.ReadFile(filepath.Join(c.dir, "log"))
 	if err != nil {
@@ -187,8 +187,8 @@ func (c *Cluster) log() string {
 	return string(text)
 }
 
-// close ends the server and removes all that it kept.
-func (c *Cluster) close() error {
+// Close ends the server and removes all that it kept.
+func (c *Cluster) Close() error {
 	err := c.orders.Close()
 	if waitErr := c.supervisor.Wait(); waitErr != nil {
 		err = errors.Join(err, waitErr)
