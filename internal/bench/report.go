@@ -147,16 +147,21 @@ func figure(v float64, unit string) string {
 // Save writes the report as JSON into dir, in a file named by date and class of host, and answers its path. An earlier
 // report of the same name stays, and the newer one gets a number.
 func (r *Report) Save(dir string) (string, error) {
-	raw, err := json.MarshalIndent(r, "", "  ")
+	stem := r.Started.UTC().Format(time.DateOnly) + "-" + r.Scope.Class()
+	if r.Quick {
+		stem += "-quick"
+	}
+	return save(filepath.Join(dir, stem), r)
+}
+
+// save writes a report into a new file whose name begins with stem, and answers its path.
+func save(stem string, report any) (string, error) {
+	raw, err := json.MarshalIndent(report, "", "  ")
 	if err != nil {
 		return "", err
 	}
-	if err := os.MkdirAll(dir, 0o755); err != nil {
+	if err := os.MkdirAll(filepath.Dir(stem), 0o755); err != nil {
 		return "", err
-	}
-	stem := filepath.Join(dir, r.Started.UTC().Format(time.DateOnly)+"-"+r.Scope.Class())
-	if r.Quick {
-		stem += "-quick"
 	}
 	for n := 1; ; n++ {
 		path := stem + ".json"

@@ -19,6 +19,11 @@ type Series struct {
 	P90 float64 `json:"p90"`
 	P99 float64 `json:"p99"`
 	Max float64 `json:"max"`
+
+	// Ratio is the median over that of the floor that the series is held against; 0 for none.
+	Ratio float64 `json:"ratio,omitempty"`
+	// Every is set when there were too many values to keep: each Every-th is listed. Counted are all.
+	Every int `json:"every,omitempty"`
 }
 
 // Units of series.
@@ -27,6 +32,7 @@ const (
 	bytesUnit    = "bytes"
 	kibibytes    = "KiB"
 	times        = "x"
+	perSecond    = "/s"
 )
 
 // add keeps one measured value.
@@ -42,6 +48,27 @@ func (s *Series) failed(err error) { s.Failures = append(s.Failures, err.Error()
 func (s *Series) settle() {
 	s.N = len(s.Values)
 	s.P50, s.P90, s.P99, s.Max = percentile(s.Values, 50), percentile(s.Values, 90), percentile(s.Values, 99), percentile(s.Values, 100)
+}
+
+// thin leaves only some of very many values, evenly. It is done after settle, which counts all.
+func (s *Series) thin() {
+	const most = 1000
+	if len(s.Values) <= most {
+		return
+	}
+	s.Every = (len(s.Values) + most - 1) / most
+	var some []float64
+	for i := 0; i < len(s.Values); i += s.Every {
+		some = append(some, s.Values[i])
+	}
+	s.Values = some
+}
+
+// against holds a series against its floor. Both are settled.
+func (s *Series) against(floor *Series) {
+	if floor.P50 != 0 {
+		s.Ratio = s.P50 / floor.P50
+	}
 }
 
 // percentile answers the smallest value that at least p percent of the values do not exceed: always one that was
