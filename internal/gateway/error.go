@@ -1,6 +1,7 @@
 package gateway
 
 import (
+	"cmp"
 	"context"
 	"encoding/json"
 	"errors"
@@ -33,6 +34,14 @@ var statusOf = map[spore.Code]int{
 	spore.CodeInternal:        http.StatusInternalServerError,
 }
 
+// hintOf is what to do about refusals that come without a hint of their own.
+var hintOf = map[spore.Reason]string{
+	spore.ReasonTemplateNotFound:   "see which there are: spore template ls",
+	spore.ReasonSnapshotNotFound:   "see which there are: spore snapshot ls",
+	spore.ReasonOperationNotFound:  "see which there are: spore job ls",
+	spore.ReasonTemplateIDRequired: "see which there are: spore template ls",
+}
+
 // writeError answers err. An internal error is logged in full and shown only as one.
 func writeError(w http.ResponseWriter, r *http.Request, err error) {
 	shown := shownError(r.Context(), err)
@@ -40,6 +49,8 @@ func writeError(w http.ResponseWriter, r *http.Request, err error) {
 	var special *statusError
 	if errors.As(err, &special) {
 		status = special.status
+	} else if shown.Code == spore.CodeUnreachable && shown.Reason == spore.ReasonStoreUnavailable {
+		status = http.StatusServiceUnavailable // it is the server itself that cannot answer for now, not something behind it
 	}
 	writeStatusError(w, r, status, shown)
 }
@@ -58,10 +69,10 @@ func writeStatusError(w http.ResponseWriter, r *http.Request, status int, shown 
 	h.Del("Content-Length")
 	h.Set("Content-Type", "application/json")
 	h.Set(ErrorHeader, string(shown.Code))
-	switch shown.Code {
-	case spore.CodeBusy:
+	switch {
+	case status == http.StatusServiceUnavailable:
 		h.Set("Retry-After", "1")
-	case spore.CodeUnauthenticated:
+	case shown.Code == spore.CodeUnauthenticated:
 		h.Set("WWW-Authenticate", `Bearer realm="spore"`)
 	}
 	w.WriteHeader(status)
@@ -92,7 +103,7 @@ func wireError(e *spore.Error) *api.Error {
 	if e == nil {
 		return nil
 	}
-	out := &api.Error{Code: e.Code, Message: e.Message, Field: e.Field, Hint: e.Hint, Reason: e.Reason}
+	out := &api.Error{Code: e.Code, Message: e.Message, Field: e.Field, Hint: cmp.Or(e.Hint, hintOf[e.Reason]), Reason: e.Reason}
 	if e.Code == spore.CodeInternal {
 		out.Message = "internal error"
 	}
