@@ -120,6 +120,7 @@ func TestCenterOutput(t *testing.T) {
 	tr.show(0, "node", "forget", "n2")
 	tr.show(0, "node", "ls", "--all", "-q")
 
+	tr.show(0, "metrics", "spore_resolve_seconds_sum", "spore_resolve_seconds_count")
 	tr.show(0, "snapshot", "rm", "--dry-run", "one", "-o", "wide")
 	tr.show(1, "snapshot", "rm", "one")
 	tr.show(0, "snapshot", "rm", "one", "--force", "-o", "wide")

@@ -39,6 +39,8 @@ type Options struct {
 	Bench func(ctx context.Context, cfg BenchConfig) (report any, err error)
 	// BenchRows are the names that BenchConfig.Rows may have.
 	BenchRows []string
+	// BenchCenter is Bench for the control plane.
+	BenchCenter func(ctx context.Context, cfg BenchCenterConfig) (report any, err error)
 }
 
 // ServeConfig is what `spore serve` was told.
@@ -178,7 +180,7 @@ directory that --data or SPORE_DATA names, or at ` + client.DefaultURL + `.`,
 	root.AddCommand(
 		a.serveCommand(), a.doctorCommand(), a.kernelCommand(), a.templateCommand(), a.runCommand(), a.sandboxCommand(), a.snapshotCommand(),
 		a.forkCommand(), a.rollbackCommand(), a.aliasCommand(), a.aliasSet("tag"), a.log("spore log"), a.diffCommand(), a.jobCommand(), a.operationCommand(),
-		a.artifactCommand(), a.compatCommand(), a.nodeCommand(), a.benchCommand(), a.fsckCommand(), a.gcCommand(), a.explainCommand(),
+		a.artifactCommand(), a.compatCommand(), a.nodeCommand(), a.benchCommand(), a.fsckCommand(), a.gcCommand(), a.explainCommand(), a.metricsCommand(),
 		a.completionCommand(), a.versionCommand(),
 	)
 	root.SetFlagErrorFunc(func(cmd *cobra.Command, err error) error { return usage(cmd, err) })

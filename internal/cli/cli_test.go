@@ -38,7 +38,7 @@ func TestEveryCommandIsExplained(t *testing.T) {
 		}
 	})
 	for _, want := range strings.Fields(`serve doctor kernel-install kernel-ls kernel-rm template-build template-ls template-info template-rm template-commit run
-		template-set template-redo template-replicas template-refs template-nodes alias-set alias-ls alias-info alias-rm alias-history tag log diff
+		metrics template-set template-redo template-replicas template-refs template-nodes alias-set alias-ls alias-info alias-rm alias-history tag log diff
 		operation-show artifact-ls artifact-info artifact-verify artifact-download artifact-token compat-matrix compat-scan compat-adopt
 		node-ls node-info node-label node-drain node-undrain node-forget node-storage sandbox-refs snapshot-redo
 		sandbox-create sandbox-ls sandbox-show sandbox-rm sandbox-pause sandbox-resume sandbox-extend sandbox-exec sandbox-cp sandbox-logs

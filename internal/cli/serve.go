@@ -205,6 +205,7 @@ data directory of their own.`,
 	f.StringVar(&level, "log-level", "error", "least level of the servers to log: debug, info, warn or error")
 	kernelFlags(cmd, &cfg.Kernel)
 	cmd.RegisterFlagCompletionFunc("rows", words(a.BenchRows...))
+	cmd.AddCommand(a.benchCenterCommand())
 	return cmd
 }
 

@@ -3,6 +3,8 @@ package cli
 import (
 	"context"
 	"fmt"
+	"io"
+	"slices"
 	"strings"
 
 	"github.com/spf13/cobra"
@@ -160,6 +162,31 @@ func (a *app) explainCommand() *cobra.Command {
 				{"held by", strings.Join(e.HeldBy, "\n")}, {"its own", size(e.ExclusiveBytes)}, {"shared", size(e.SharedBytes)},
 				{"reclaimable", size(e.ReclaimableBytes)}, {"notes", strings.Join(e.Notes, "\n")},
 			})
+		}),
+	}
+}
+
+func (a *app) metricsCommand() *cobra.Command {
+	return &cobra.Command{
+		Use:   "metrics [PREFIX...]",
+		Short: "Print what the server counts and measures",
+		Long: `Print what the server counts and measures, as Prometheus reads it: jobs, nodes, sandboxes, disks, and how long each stage
+of resolving a create takes. With prefixes, only what is called so.`,
+		Example: "  spore metrics\n  spore metrics spore_resolve",
+		Args:    atLeast(0),
+		RunE: a.with(func(cmd *cobra.Command, c *client.Client, args []string) error {
+			var all strings.Builder
+			if err := c.Metrics(cmd.Context(), &all); err != nil {
+				return err
+			}
+			for line := range strings.Lines(all.String()) {
+				if called := strings.TrimPrefix(strings.TrimPrefix(line, "# HELP "), "# TYPE "); len(args) == 0 || slices.ContainsFunc(args, func(p string) bool { return strings.HasPrefix(called, p) }) {
+					if _, err := io.WriteString(a.Stdout, printable(line, true)); err != nil {
+						return err
+					}
+				}
+			}
+			return nil
 		}),
 	}
 }
