@@ -93,7 +93,7 @@ func TestKill(t *testing.T) {
 		t.Fatal(err)
 	}
 	half, ran, told := false, "", map[string]bool{}
-	for lines := bufio.NewScanner(out); !half && lines.Scan(); {
+	for lines := bufio.NewScanner(out); (!half || ran == "") && lines.Scan(); {
 		switch kind, what, _ := strings.Cut(lines.Text(), " "); kind {
 		case "row":
 			told[what] = true
