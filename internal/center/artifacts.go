@@ -327,6 +327,11 @@ func (c *Center) markArtifacts(ctx context.Context) error {
 		if err := c.update(ctx, func(tx store.Tx) error { return c.markArtifact(tx, a.ID) }); err != nil {
 			return err
 		}
+		if a.Status == spore.ArtifactFailed && a.Digest != "" { // its bytes may have come back
+			if _, err := c.VerifyArtifact(ctx, a.ID, false); err != nil && !isNotFound(err) {
+				return err
+			}
+		}
 	}
 	return nil
 }

@@ -140,6 +140,9 @@ func (c *Center) runAttempt(ctx context.Context, jobID string, attempt int, last
 		}
 		return tx.UpdateJob(j)
 	})
+	if err != nil && last && !isNotFound(err) { // the queue does not come back to it
+		return c.jobFailed(context.WithoutCancel(ctx), ctx, jobID, err, true)
+	}
 	if err != nil || !j.Status.Active() {
 		return err
 	}

@@ -4,6 +4,7 @@ import (
 	"context"
 	"encoding/json"
 	"strings"
+	"time"
 
 	"github.com/sporevm/spore"
 	"github.com/sporevm/spore/internal/store"
@@ -136,9 +137,30 @@ func (c *Center) settleJob(ctx context.Context, j *spore.Job) error {
 	case spore.OpFork:
 		return c.settleFork(ctx, j)
 	default:
-		return c.endCancelled(ctx, j.ID)
+		if err := c.endCancelled(ctx, j.ID); err != nil {
+			return err
+		}
+		return c.requeue(ctx, j.ID)
 	}
 	return nil
+}
+
+// lostAfter is how old a job must be before its place in the queue is looked for.
+const lostAfter = 30 * time.Second
+
+// requeue gives a queued job that has lost its place another: its server died after the queue was done with it and
+// before that was written into its row. One that waits or runs keeps its place.
+func (c *Center) requeue(ctx context.Context, jobID string) error {
+	if _, runs := c.running.Load(jobID); runs {
+		return nil
+	}
+	return c.update(ctx, func(tx store.Tx) error {
+		j, err := tx.Job(jobID)
+		if err != nil || !j.Status.Active() || !queued(j.Operation) || c.opt.Now().Sub(j.CreatedAt) < lostAfter {
+			return err
+		}
+		return tx.Enqueue(jobID, 1)
+	})
 }
 
 // frozenAt answers the facts of a frozen state on a node; spore.CodeNotFound also when the node is known to be gone for good.

@@ -53,8 +53,18 @@ func (c *Center) finishUp(ctx context.Context) error {
 	return nil
 }
 
+// Unfinished lists what must come to pass and could not yet. It is tried again every second.
+func (c *Center) Unfinished() []string {
+	c.unfinished.mu.Lock()
+	defer c.unfinished.mu.Unlock()
+	return slices.Sorted(maps.Keys(c.unfinished.todo))
+}
+
 // forget removes a frozen state that nothing is to stand on. What has none is fine.
 func (c *Center) forget(ctx context.Context, nodeID, frozenID string) {
+	if nodeID == "" {
+		return // nothing was begun anywhere
+	}
 	c.insist(ctx, "forget "+frozenID+" on "+nodeID, func(ctx context.Context) error {
 		if n := c.fleet.facts(nodeID); n != nil && n.State == spore.NodeForgotten {
 			return nil

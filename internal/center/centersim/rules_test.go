@@ -177,6 +177,11 @@ func (w *world) checkRest() {
 	for _, m := range w.machines {
 		w.checkMachine(p, m.ID())
 	}
+	for _, c := range w.living() {
+		for _, what := range c.center.Unfinished() {
+			w.failf("%s never comes to %s", c.name, what)
+		}
+	}
 	w.checkTemplates(p)
 }
 

@@ -2,6 +2,7 @@ package centersim
 
 import (
 	"cmp"
+	"hash/fnv"
 	"math/rand/v2"
 	"slices"
 	"strings"
@@ -13,7 +14,9 @@ import (
 // schedule lets one goroutine of the world go on at a time. Whatever touches rows or machines waits at a gate; when all that
 // runs has come to a gate or sleeps, chance says who goes next, or that time passes.
 type schedule struct {
-	rand    *rand.Rand
+	seed    uint64
+	rand    *rand.Rand // of the world's own goroutine
+	met     map[string]uint64
 	mu      sync.Mutex
 	waiting []*gate
 	count   int
@@ -40,6 +43,18 @@ func (s *schedule) at(label string) {
 	s.waiting = append(s.waiting, g)
 	s.mu.Unlock()
 	<-g.pass
+}
+
+// chance draws a number below n for what happens at a label. It depends on the seed, the label and how often that was met, and
+// not on who else draws meanwhile.
+func (s *schedule) chance(label string, n uint64) uint64 {
+	s.mu.Lock()
+	s.met[label]++
+	count := s.met[label]
+	s.mu.Unlock()
+	h := fnv.New64a()
+	h.Write([]byte(label))
+	return rand.New(rand.NewPCG(s.seed^h.Sum64(), count)).Uint64N(n)
 }
 
 // step lets one of those who wait go on, or time pass, and returns when all is quiet again.

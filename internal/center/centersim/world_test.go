@@ -24,7 +24,6 @@ import (
 // world is everything that a run consists of.
 type world struct {
 	*schedule
-	seed        uint64
 	db          *memory.Database
 	cluster     *simnode.Cluster
 	machines    []*simnode.Machine
@@ -56,7 +55,7 @@ var errDevil = spore.Errorf(spore.CodeUnreachable, "the devil was in it")
 
 func newWorld(seed uint64, log *slog.Logger, tell func(string, ...any)) *world {
 	r := rand.New(rand.NewPCG(seed, 1))
-	w := &world{schedule: &schedule{rand: r, tell: tell, trace: 14695981039346656037}, seed: seed, db: memory.New(), log: log}
+	w := &world{schedule: &schedule{seed: seed, rand: r, met: map[string]uint64{}, tell: tell, trace: 14695981039346656037}, db: memory.New(), log: log}
 	w.alone = seed%2 == 0
 	w.cluster = simnode.NewCluster(simnode.ClusterOptions{Fault: w.fault})
 	count := 3
@@ -78,7 +77,7 @@ func (w *world) fault(machine, step string) error {
 	if w.calm {
 		return nil
 	}
-	switch w.rand.IntN(400) {
+	switch w.chance(machine+" "+step, 400) {
 	case 0:
 		return errDevil
 	case 1:
@@ -105,11 +104,24 @@ type gated struct {
 }
 
 func (g gated) Update(ctx context.Context, fn func(store.Tx) error) error {
-	g.w.at(g.c.name + " " + caller())
-	if !g.w.calm && g.w.rand.IntN(500) == 0 {
+	label := g.c.name + " " + caller()
+	g.w.at(label)
+	if !g.w.calm && g.w.chance(label, 500) == 0 {
 		return spore.Errorf(spore.CodeNoSpace, "the database's disk is full")
 	}
 	return g.Store.Update(ctx, fn)
+}
+
+// via is a controller's way to a machine. Its first step is told apart from another controller's.
+type via struct {
+	*simnode.Handle
+	w *world
+	c *controller
+}
+
+func (v via) Report(ctx context.Context) (*spore.NodeReport, error) {
+	v.w.at(v.c.name + " asks " + v.ID())
+	return v.Handle.Report(ctx)
 }
 
 // caller names the function of the center that asks for a transaction. Names tell those who wait at the same time apart,
@@ -136,7 +148,7 @@ func (w *world) start() *controller {
 	for _, m := range w.machines {
 		h := m.Connect()
 		c.handles = append(c.handles, h)
-		nodes = append(nodes, h)
+		nodes = append(nodes, via{h, w, c})
 	}
 	c.center = center.New(gated{c.store, w, c}, nodes, center.Options{
 		Controller: c.name, Alone: w.alone, Logger: w.log.With("controller", c.name), Hook: func(step string) { w.at(c.name + " " + step) },
