@@ -33,7 +33,7 @@ build: deps ## build bin/spore and bin/spore-init
 .PHONY: test
 test: build lint testbed ## everything: lint, unit and VM tests, KVM lab
 	go test -race -timeout 40m ./...
-	@$(MAKE) lab
+	@$(MAKE) simulate lab
 
 .PHONY: lint
 lint: $(STATICCHECK) $(DEPGUARD) ## gofmt, vet, staticcheck, and the floors of the house
@@ -60,6 +60,10 @@ bench: build ## measure, beside the floors, into bench/results
 .PHONY: lab
 lab: build ## the engine and one lifecycle on a KVM that works (STEPS=kvm,engine,lifecycle)
 	go test -tags lab -count=1 -timeout 20m -v ./lab -steps='$(STEPS)'
+
+.PHONY: simulate
+simulate: ## SEEDS (10000) runs of the center in a simulated world where everything goes wrong
+	go test -count=1 -timeout 30m -run TestSeeds ./internal/center/centersim -seeds=$(or $(SEEDS),10000)
 
 .PHONY: soak
 soak: testbed ## memory and disk agree after ROUNDS (200) rounds of snapshot, fork and rollback, on ext4 and XFS

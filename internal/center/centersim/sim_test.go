@@ -14,7 +14,7 @@ import (
 )
 
 var (
-	seeds = flag.Uint64("seeds", 400, "how many seeds to play")
+	seeds = flag.Uint64("seeds", 200, "how many seeds to play; make test plays 10,000")
 	first = flag.Uint64("first", 0, "the first seed")
 	only  = flag.Int64("seed", -1, "play this seed alone, and tell all of it")
 )

@@ -104,7 +104,7 @@ type gated struct {
 }
 
 func (g gated) Update(ctx context.Context, fn func(store.Tx) error) error {
-	label := g.c.name + " " + caller()
+	label := g.c.name + " " + g.w.caller()
 	g.w.at(label)
 	if !g.w.calm && g.w.chance(label, 500) == 0 {
 		return spore.Errorf(spore.CodeNoSpace, "the database's disk is full")
@@ -126,7 +126,13 @@ func (v via) Report(ctx context.Context) (*spore.NodeReport, error) {
 
 // caller names the function of the center that asks for a transaction. Names tell those who wait at the same time apart,
 // so that it does not matter in which order they came.
-func caller() string {
+func (s *schedule) caller() string {
+	s.mu.Lock()
+	open := s.open
+	s.mu.Unlock()
+	if open {
+		return ""
+	}
 	var pcs [8]uintptr
 	frames := runtime.CallersFrames(pcs[:runtime.Callers(3, pcs[:])])
 	for {
@@ -302,7 +308,7 @@ func (w *world) settle() {
 
 func (w *world) end() {
 	w.checkRest()
-	if w.seed%8 < 2 {
+	if w.seed%32 < 2 {
 		w.checkGarbage()
 	}
 	for _, c := range w.controllers {
