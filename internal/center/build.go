@@ -98,11 +98,14 @@ func (c *Center) bake(ctx context.Context, j *spore.Job, n Node, t *spore.Templa
 		c.note(ctx, j.ID, "info", "artifact %s is built from %s", art.ID, art.Image.Digest)
 	}
 	c.opt.Hook("build:artifact")
-	if err := c.progress(ctx, j.ID, spore.PhaseCreatingTemplate, percentCreating, nil); err != nil {
+	if err := c.progress(ctx, j.ID, spore.PhaseGeneratingJSON, percentCreating, nil); err != nil {
 		return nil, err
 	}
 	t.Image, t.ArtifactID, t.EgressCA, t.Process = art.Image, art.ID, art.EgressCA, merge(art.Process, req.Process)
 	t.RootfsSizeBytes = art.SizeBytes + int64(t.Resources.DiskMiB)<<20
+	if err := c.progress(ctx, j.ID, spore.PhaseCreatingTemplate, percentCreating, nil); err != nil {
+		return nil, err
+	}
 	return n.Bake(ctx, t, as, func(line string) { c.note(ctx, j.ID, "info", "%s", line) })
 }
 

@@ -278,7 +278,10 @@ func (c *Center) Rollback(ctx context.Context, key Idempotency, sandboxID, snaps
 		c.finish(now, nil)
 		return tx.UpdateJob(now)
 	})
-	if err != nil {
+	if err != nil { // the node has done its part, the rows have not: the sandbox is brought back to what it was
+		if note := c.progress(context.WithoutCancel(ctx), j.ID, spore.PhaseRollbackRecovering, 90, nil); note != nil {
+			c.log.Error("job progress", "job", j.ID, "err", note)
+		}
 		return nil, undo(err)
 	}
 	c.opt.Hook("rollback:recorded")
