@@ -150,4 +150,10 @@ func TestKill(t *testing.T) {
 	if got, want := receive(t, runs, "the job of the dead"), (run{firstJob, 2, false}); got != want {
 		t.Errorf("ran %+v, want %+v", got, want)
 	}
+	var led int
+	conn := connect(t, url)
+	defer conn.Close(context.Background())
+	if err := conn.QueryRow(t.Context(), "SELECT COUNT(*) FROM spore.river_leader WHERE leader_id = 'first'").Scan(&led); err != nil || led > 0 {
+		t.Errorf("the dead still leads the queue: %d, error %v", led, err)
+	}
 }

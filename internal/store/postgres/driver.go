@@ -53,9 +53,12 @@ func (s *shift) fetch(ctx context.Context, river riverdriver.Executor, params *r
 	s.held.Lock()
 	defer s.held.Unlock()
 	// A fenced controller would only take what it cannot do any more.
-	var fenced bool
-	err := river.QueryRow(ctx, "SELECT EXISTS (SELECT 1 FROM controllers WHERE id = $1 AND fenced <> 0)", s.controller).Scan(&fenced)
-	if fenced {
+	var there bool
+	var fenced int
+	err := river.QueryRow(ctx, `SELECT COUNT(*) > 0, COALESCE(MAX(fenced), $2) FROM controllers WHERE id = $1`,
+		s.controller, unseen(s.known)).Scan(&there, &fenced)
+	s.known = s.known || there
+	if err == nil && fenced != 0 {
 		return nil, nil
 	}
 	var taken []*rivertype.JobRow
@@ -74,18 +77,26 @@ func (s *shift) fetch(ctx context.Context, river riverdriver.Executor, params *r
 	return taken, nil
 }
 
+// unseen is whether a controller without a row is fenced: when it had one before, since rows of fenced ones are purged some day.
+func unseen(known bool) int16 {
+	if known {
+		return 1
+	}
+	return 0
+}
+
 // settle writes down what has become of runs, however long the database is away. A run that was lost on the way would
 // otherwise seem to go on for ever.
 func (s *shift) settle(params *riverdriver.JobSetStateIfRunningManyParams) ([]*rivertype.JobRow, error) {
 	attempts := make([]int, len(params.ID))
 	s.held.Lock()
-	telling := s.telling
+	telling, known := s.telling, s.known
 	for i, id := range params.ID {
 		attempts[i] = s.places[id]
 	}
 	s.held.Unlock()
 	for {
-		settled, err := s.settleOnce(params, attempts)
+		settled, err := s.settleOnce(params, attempts, known)
 		if err == nil {
 			s.forget(params.ID, attempts)
 			return settled, nil
@@ -112,15 +123,16 @@ func (s *shift) forget(places []int64, attempts []int) {
 	}
 }
 
-func (s *shift) settleOnce(params *riverdriver.JobSetStateIfRunningManyParams, attempts []int) (settled []*rivertype.JobRow, err error) {
+func (s *shift) settleOnce(params *riverdriver.JobSetStateIfRunningManyParams, attempts []int, known bool) (settled []*rivertype.JobRow, err error) {
 	ctx := context.Background()
 	err = s.writer.doSilently(ctx, func(c *conn) error {
 		ctx, cancel := bounded(ctx)
 		defer cancel()
 		found, err := c.tx.Query(ctx, `SELECT place.n FROM unnest($2::bigint[], $3::int[]) WITH ORDINALITY AS place (id, attempt, n)
 			JOIN river_job ON river_job.id = place.id AND river_job.attempt = place.attempt
-			WHERE state = 'running' AND `+runner+` = $1 AND NOT EXISTS (SELECT 1 FROM controllers WHERE id = $1 AND fenced <> 0)`,
-			s.controller, params.ID, attempts)
+			WHERE state = 'running' AND `+runner+` = $1
+			AND COALESCE((SELECT fenced FROM controllers WHERE id = $1), $4) = 0`,
+			s.controller, params.ID, attempts, unseen(known))
 		if err != nil {
 			return c.failed(err)
 		}

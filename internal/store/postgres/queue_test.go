@@ -144,6 +144,29 @@ func TestTakeOver(t *testing.T) {
 	}
 }
 
+// A controller whose row is gone was fenced long ago, and takes nothing.
+func TestPurged(t *testing.T) {
+	t.Parallel()
+	url := database(t)
+	a := newWorker(t, url, "a", 1)
+	first := enqueue(t, a, 1)
+	receive(t, a.begun, "the first job") // by then it has seen its row
+	update(t, a, func(tx store.Tx) error { return tx.Fence("a") })
+	update(t, a, func(tx store.Tx) error { _, err := tx.PurgeControllers(farFuture); return err })
+	a.let <- nil
+	b := newWorker(t, url, "b", 2)
+	second := enqueue(t, b, 1)
+	got := map[string]string{}
+	for range 2 {
+		r := receive(t, b.begun, "both jobs")
+		got[r.job] = r.at
+		b.let <- nil
+	}
+	if got[first] != "b" || got[second] != "b" || len(a.begun) != 0 {
+		t.Errorf("ran %v", got)
+	}
+}
+
 // The database gave a job to a controller, but the answer was lost on the way.
 func TestLostFetch(t *testing.T) {
 	t.Parallel()

@@ -25,6 +25,7 @@ type shift struct {
 
 	held    sync.Mutex    // keeps fetches and looks apart
 	places  map[int64]int // those that this process has fetched and not settled, with their attempts
+	known   bool          // whether the controller has been seen to have a row
 	telling context.Context
 	giveUp  context.CancelFunc // what is not settled need not be any more
 
