@@ -11,7 +11,7 @@ import (
 
 // wire gives the command line the rooms that it does not know itself.
 func wire(o cli.Options) cli.Options {
-	o.Serve, o.Doctor, o.Bench, o.BenchRows = serve, doctor, measure, bench.Names()
+	o.Serve, o.Doctor, o.Bench, o.BenchRows, o.BenchCenter = serve, doctor, measure, bench.Names(), measureCenter
 	return o
 }
 
@@ -43,5 +43,16 @@ func measure(ctx context.Context, cfg cli.BenchConfig) (any, error) {
 		},
 		DataDir: cfg.DataDir, Image: cfg.Image, Kernel: cfg.Kernel, Rows: cfg.Rows, Quick: cfg.Quick,
 		ResultsDir: cfg.ResultsDir, Out: cfg.Out, Logger: cfg.Logger,
+	})
+}
+
+func measureCenter(ctx context.Context, cfg cli.BenchCenterConfig) (any, error) {
+	url, err := daemon.Config{DatabaseFile: cfg.DatabaseFile}.Database()
+	if err != nil {
+		return nil, err
+	}
+	return bench.RunControl(ctx, bench.ControlConfig{
+		DataDir: cfg.DataDir, Postgres: cfg.Postgres, DatabaseURL: url, Callers: cfg.Callers, Machines: cfg.Machines, Snapshots: cfg.Snapshots,
+		Quick: cfg.Quick, ResultsDir: cfg.ResultsDir, Out: cfg.Out, Logger: cfg.Logger,
 	})
 }
