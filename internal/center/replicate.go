@@ -74,12 +74,12 @@ func (c *Center) makeReplica(ctx context.Context, j *spore.Job, id, nodeID strin
 		return errors.Join(c.replicaFailed(ctx, j, id, nodeID, spore.ReplicaDistributing, err), err)
 	}
 	phase := spore.ReplicaDistributing
-	f, err := c.bringTo(ctx, j, n, id, how, func(p spore.ReplicaPhase) error {
+	made, f, err := c.bringTo(ctx, j, n, id, how, func(p spore.ReplicaPhase) error {
 		phase = p
 		return c.replicaAt(ctx, j, id, nodeID, p)
 	})
 	if err == nil {
-		err = c.replicaReady(ctx, j, id, nodeID, f)
+		err = c.replicaReady(ctx, j, made, nodeID, f)
 	}
 	if err != nil {
 		c.forget(ctx, nodeID, draftID(id, j.ID))
@@ -90,58 +90,57 @@ func (c *Center) makeReplica(ctx context.Context, j *spore.Job, id, nodeID strin
 	return err
 }
 
-// bringTo does the node's part of makeReplica.
-func (c *Center) bringTo(ctx context.Context, j *spore.Job, n Node, id string, how makeHow, at func(spore.ReplicaPhase) error) (*spore.Frozen, error) {
+// bringTo does the node's part of makeReplica. It answers the template with what was learned of it on the way.
+func (c *Center) bringTo(ctx context.Context, j *spore.Job, n Node, id string, how makeHow, at func(spore.ReplicaPhase) error) (t *spore.Template, f *spore.Frozen, err error) {
 	if err := at(spore.ReplicaDistributing); err != nil {
-		return nil, err
+		return nil, nil, err
 	}
-	t, err := c.templateByID(ctx, id)
-	if err != nil {
-		return nil, err
+	if t, err = c.templateByID(ctx, id); err != nil {
+		return nil, nil, err
 	}
 	draft := draftID(id, j.ID)
 	if how == makeMissing && n.VerifyFrozen(ctx, id, false) == nil {
-		f, err := n.Frozen(ctx, id) // it was there all along
-		if err != nil {
-			return nil, err
+		if f, err = n.Frozen(ctx, id); err != nil { // it was there all along
+			return nil, nil, err
 		}
-		return f, at(spore.ReplicaSnapshotting)
+		return t, f, at(spore.ReplicaSnapshotting)
 	}
 	peers, err := c.peers(ctx, id, n.ID())
 	if err != nil {
-		return nil, err
+		return nil, nil, err
 	}
 	if err := at(spore.ReplicaDistributed); err != nil {
-		return nil, err
+		return nil, nil, err
 	}
 	c.opt.Hook("replica:distributed")
 	if err := at(spore.ReplicaSnapshotting); err != nil {
-		return nil, err
+		return nil, nil, err
 	}
-	if _, err := c.materialise(ctx, j, n, t, draft, peers, how); err != nil {
-		return nil, err
+	if err := c.materialise(ctx, j, n, t, draft, peers, how); err != nil {
+		return nil, nil, err
 	}
 	c.opt.Hook("replica:drafted")
 	if err := n.Probe(ctx, t, draft); err != nil {
-		return nil, spore.Errorf(spore.CodeOf(err), "what was made does not start: %s", spore.AsError(err).Error()).WithCause(err)
+		return nil, nil, spore.Errorf(spore.CodeOf(err), "what was made does not start: %s", spore.AsError(err).Error()).WithCause(err)
 	}
 	c.opt.Hook("replica:proven")
 	if err := at(spore.ReplicaSnapshotting); err != nil { // it may have been deleted meanwhile
-		return nil, err
+		return nil, nil, err
 	}
-	return n.Promote(ctx, draft, id)
+	f, err = n.Promote(ctx, draft, id)
+	return t, f, err
 }
 
 // materialise makes the frozen state of t on a node under the id as, by the first way that is open: from its own disk there,
-// from a peer that has it, or from its image.
-func (c *Center) materialise(ctx context.Context, j *spore.Job, n Node, t *spore.Template, as string, peers []string, how makeHow) (*spore.Frozen, error) {
+// from a peer that has it, or from its image. What a build learns is written into t.
+func (c *Center) materialise(ctx context.Context, j *spore.Job, n Node, t *spore.Template, as string, peers []string, how makeHow) error {
 	note := func(line string) { c.note(ctx, j.ID, "info", "%s: %s", n.ID(), line) }
-	if f, err := n.Frozen(ctx, as); err == nil {
-		return f, nil // a run of this job that was cut off had come so far
-	}
 	req, fromImage, err := c.buildRequest(ctx, t)
 	if err != nil {
-		return nil, err
+		return err
+	}
+	if _, err := n.Frozen(ctx, as); err == nil && !fromImage {
+		return nil // a run of this job that was cut off had come so far
 	}
 	if how == makeAgain && !fromImage {
 		err := n.VerifyFrozen(ctx, t.ID, false)
@@ -152,24 +151,21 @@ func (c *Center) materialise(ctx context.Context, j *spore.Job, n Node, t *spore
 	}
 	if len(peers) > 0 && (how == makeMissing || !fromImage) {
 		if err := c.expectArtifact(ctx, t.ArtifactID, n.ID()); err != nil {
-			return nil, err
+			return err
 		}
-		f, err := n.Fetch(ctx, t, as, peers, note)
-		if err == nil {
-			return f, nil
-		}
-		if !fromImage || ctx.Err() != nil {
-			return nil, err
+		_, err := n.Fetch(ctx, t, as, peers, note)
+		if err == nil || !fromImage || ctx.Err() != nil {
+			return err
 		}
 		note("not fetched: " + spore.AsError(err).Error())
 	}
 	if !fromImage {
-		return nil, spore.Errorf(spore.CodeNotFound, "no node has the bytes of %s any more", t.Label()).
+		return spore.Errorf(spore.CodeNotFound, "no node has the bytes of %s any more", t.Label()).
 			WithHint("it was taken from a sandbox and cannot be made from an image; remove it: spore %s rm %s", t.Kind, t.Label()).
 			Because(spore.ReasonNoReadyReplica)
 	}
-	fresh := *t
-	return c.bake(ctx, j, n, &fresh, req, as)
+	_, err = c.bake(ctx, j, n, t, req, as)
+	return err
 }
 
 // rebake makes fresh memory for the disk of t: with the guest image that t was made with or, when the node does not have that any
@@ -271,8 +267,9 @@ func (c *Center) replicaAt(ctx context.Context, j *spore.Job, id, nodeID string,
 	})
 }
 
-func (c *Center) replicaReady(ctx context.Context, j *spore.Job, id, nodeID string, f *spore.Frozen) error {
-	gone := false
+// replicaReady writes that a replica serves, and what was learned of its template by making it.
+func (c *Center) replicaReady(ctx context.Context, j *spore.Job, made *spore.Template, nodeID string, f *spore.Frozen) error {
+	id, gone := made.ID, false
 	err := c.update(ctx, func(tx store.Tx) error {
 		t, err := tx.Template(id)
 		if err != nil {
@@ -283,14 +280,17 @@ func (c *Center) replicaReady(ctx context.Context, j *spore.Job, id, nodeID stri
 		if gone || err != nil {
 			return nil
 		}
-		if err := tx.PutReplica(c.readyReplica(t, nodeID, j.ID, f)); err != nil {
+		t.Image, t.ArtifactID, t.EgressCA, t.Process = made.Image, made.ArtifactID, made.EgressCA, made.Process
+		t.RootfsSizeBytes, t.KernelID, t.Engine = made.RootfsSizeBytes, f.KernelID, f.Engine
+		if t.OriginNode == "" { // the build that should have made it first did not come so far
+			t.OriginNode, t.MemoryBytes, t.DiskBytes = nodeID, f.MemoryBytes, f.DiskBytes
+		}
+		t.UpdatedAt = c.opt.Now()
+		if err := tx.UpdateTemplate(t); err != nil {
 			return err
 		}
-		if t.Engine == "" || t.KernelID != f.KernelID { // made again, with other components
-			t.KernelID, t.Engine, t.UpdatedAt = f.KernelID, f.Engine, c.opt.Now()
-			if err := tx.UpdateTemplate(t); err != nil {
-				return err
-			}
+		if err := tx.PutReplica(c.readyReplica(t, nodeID, j.ID, f)); err != nil {
+			return err
 		}
 		c.replicas.drop(id)
 		return c.resummarise(tx, id)

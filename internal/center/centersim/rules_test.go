@@ -243,7 +243,7 @@ func (w *world) checkGarbage() {
 		audit := m.Audit()
 		for _, a := range audit.Artifacts {
 			if !slices.ContainsFunc(p.placed, func(q spore.Placement) bool { return q.ArtifactID == a.ID && q.NodeID == m.ID() }) {
-				w.failf("%s: artifact %s is not known to be there", m.ID(), a.ID)
+				w.failf("%s: artifact %s is not known to be there; needed by %v", m.ID(), a.ID, a.Holders)
 			}
 		}
 		for _, piece := range audit.Pieces {

@@ -7,6 +7,7 @@ import (
 	"io"
 	"log/slog"
 	"math/rand/v2"
+	"os"
 	"runtime"
 	"strings"
 	"sync/atomic"
@@ -308,7 +309,7 @@ func (w *world) settle() {
 
 func (w *world) end() {
 	w.checkRest()
-	if w.seed%32 < 2 {
+	if w.seed%32 < 2 || os.Getenv("SPORE_SIM_GARBAGE") != "" {
 		w.checkGarbage()
 	}
 	for _, c := range w.controllers {

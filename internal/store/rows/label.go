@@ -31,10 +31,11 @@ func (l labelled) put(tx *Tx, id string, created time.Time, labels map[string]st
 	return err
 }
 
-// filter demands labels. The list walks along the first one; all others are looked up for each row found.
-func (l labelled) filter(list *listing, labels map[string]string) {
-	for i, key := range slices.Sorted(maps.Keys(labels)) {
-		if i == 0 {
+// filter demands labels. The list walks along the one with the key first, if that is not empty; all others are looked up for each
+// row found.
+func (l labelled) filter(list *listing, labels map[string]string, first string) {
+	for _, key := range slices.Sorted(maps.Keys(labels)) {
+		if key == first {
 			list.from = l.labels + " CROSS JOIN " + l.table
 			list.order = []string{"of_created_at", "of_id"}
 			list.and("key = ? AND value = ? AND id = of_id", key, labels[key])
@@ -42,4 +43,22 @@ func (l labelled) filter(list *listing, labels map[string]string) {
 		}
 		list.and("EXISTS (SELECT 1 FROM "+l.labels+" AS other WHERE other.of_id = "+l.table+".id AND other.key = ? AND other.value = ?)", key, labels[key])
 	}
+}
+
+// narrowings are the ways of each label.
+func (l labelled) narrowings(labels map[string]string) []narrowing {
+	var all []narrowing
+	for _, key := range slices.Sorted(maps.Keys(labels)) {
+		all = append(all, narrowing{"label " + key, l.labels, condition{"key = ? AND value = ?", []any{key, labels[key]}}})
+	}
+	return all
+}
+
+// labelOf is the key of the label that a narrowing is by, "" when it is by something else.
+func labelOf(name string) string {
+	key, is := strings.CutPrefix(name, "label ")
+	if !is {
+		return ""
+	}
+	return key
 }

@@ -46,6 +46,13 @@ func (l *listing) andText(column, value string) {
 	}
 }
 
+// andHidden is andText for a column whose indexes are not to be gone by.
+func (l *listing) andHidden(column, value string) {
+	if value != "" {
+		l.and(column+" || '' = ?", value)
+	}
+}
+
 // andOneOf demands that a column have one of some values, if any are given.
 func (l *listing) andOneOf(column string, values []any) {
 	if len(values) > 0 {
@@ -93,8 +100,11 @@ func (l *listing) anyOf() []condition {
 	if len(l.either) == 0 {
 		return nil
 	}
-	var all condition
-	for i, c := range l.either {
+	return []condition{anyOf(l.either)}
+}
+
+func anyOf(either []condition) (all condition) {
+	for i, c := range either {
 		if i > 0 {
 			all.sql += " OR "
 		}
@@ -102,7 +112,7 @@ func (l *listing) anyOf() []condition {
 		all.args = append(all.args, c.args...)
 	}
 	all.sql = "(" + all.sql + ")"
-	return []condition{all}
+	return all
 }
 
 // orderBy renders the order. Unless it is to be gone by, it is hidden from the database, which else might walk along it through
@@ -142,6 +152,43 @@ func (l *listing) query(after []any, limit int) (string, []any) {
 	}
 	return "SELECT " + l.columns + " FROM " + l.table + " WHERE id IN (" + strings.Join(parts, " UNION ") + ")" +
 		l.orderBy(true) + " LIMIT ?", append(args, limit)
+}
+
+// narrowing is one of several conditions of a list that an index could be gone by.
+type narrowing struct {
+	name string
+	from string
+	condition
+}
+
+// probeAtMost is up to how many matches the ways to a list are told apart. So many are counted, or walked through, quickly.
+const probeAtMost = 2000
+
+// narrowest answers the name of the condition that leaves the fewest rows; "" of none. A database would not know, and might walk along
+// what nearly all rows have in common in search of those few that have something else, too.
+func (tx *Tx) narrowest(all []narrowing) (name string, err error) {
+	if len(all) == 0 {
+		return "", nil
+	}
+	name = all[0].name
+	if len(all) == 1 {
+		return name, nil
+	}
+	least := probeAtMost
+	for _, way := range all {
+		var n int
+		probe := "SELECT COUNT(*) FROM (SELECT 1 FROM " + way.from + " WHERE " + way.sql + " LIMIT ?) AS counted"
+		if _, err := tx.scalar(&n, probe, append(slices.Clone(way.args), least)...); err != nil {
+			return "", err
+		}
+		if n < least {
+			name, least = way.name, n
+		}
+		if least == 0 {
+			break
+		}
+	}
+	return name, nil
 }
 
 // selectPage runs l for one page. It asks for one row more than the page holds, so that the end of the list is known without a

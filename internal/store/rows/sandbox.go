@@ -84,7 +84,11 @@ func (tx *Tx) Sandboxes(f store.SandboxFilter) ([]*spore.Sandbox, store.Page, er
 	default:
 		l.eitherOf("state", []any{"CREATING", "RUNNING", "PAUSED", "FAILED"})
 	}
-	sandboxLabels.filter(l, f.Labels)
+	label, err := tx.narrowest(sandboxLabels.narrowings(f.Labels))
+	if err != nil {
+		return nil, store.Page{}, err
+	}
+	sandboxLabels.filter(l, f.Labels, labelOf(label))
 	return selectPage(tx, l, f.Paging, sandboxFields, func(s *spore.Sandbox) []any { return []any{nanos(s.CreatedAt), s.ID} })
 }
 

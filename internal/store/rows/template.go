@@ -194,7 +194,9 @@ func (tx *Tx) rewriteTemplate(t *spore.Template, fields []any) error {
 	return templateLabels.put(tx, t.ID, t.CreatedAt, t.Labels, false)
 }
 
-func templateListing(f store.TemplateFilter) *listing {
+// listTemplates puts a list together. Of several conditions it goes by the one that leaves the fewest rows, and looks at the
+// others for each of those.
+func (tx *Tx) listTemplates(f store.TemplateFilter) (*listing, error) {
 	l := newest("templates", templateColumns)
 	if !f.Deleted {
 		l.and(templateLive)
@@ -206,33 +208,76 @@ func templateListing(f store.TemplateFilter) *listing {
 		l.and("ephemeral = 0")
 	}
 	l.andText("id", f.ID)
-	l.andText("kind", string(f.Kind))
-	l.andText("status", string(f.Status))
-	l.andText("origin_sandbox", f.OriginSandbox)
-	l.andText("parent_id", f.ParentID)
-	l.andText("artifact_id", f.ArtifactID)
-	if f.Name != "" {
-		alias := condition{"id IN (SELECT template_id FROM aliases WHERE name = ?)", []any{f.Name}}
-		if name, tag, tagged := splitAlias(f.Name); tagged {
-			alias = condition{"id IN (SELECT template_id FROM aliases WHERE name = ? AND tag = ?)", []any{name, tag}}
+	names := templateNames(f.Name)
+	columns := []struct{ name, value string }{
+		{"origin_sandbox", f.OriginSandbox}, {"parent_id", f.ParentID}, {"artifact_id", f.ArtifactID}, {"status", string(f.Status)},
+	}
+	ways := templateLabels.narrowings(f.Labels)
+	for _, c := range columns {
+		if c.value != "" {
+			ways = append(ways, narrowing{c.name, "templates", condition{c.name + " = ? AND " + c.name + " <> ''", []any{c.value}}})
 		}
-		l.either = []condition{
-			{"name = ? AND name <> ''", []any{f.Name}},
-			{"display_name = ? AND display_name <> ''", []any{f.Name}},
-			alias,
+	}
+	if len(names) > 0 {
+		ways = append(ways, narrowing{"name", "templates", anyOf(names)})
+	}
+	way, err := tx.narrowest(ways)
+	if err != nil {
+		return nil, err
+	}
+	for _, c := range columns {
+		if c.name == way {
+			l.andText(c.name, c.value)
+		} else {
+			l.andHidden(c.name, c.value)
 		}
+	}
+	if way == "" || way == "status" { // there are indexes for the kind with each of these
+		l.andText("kind", string(f.Kind))
+	} else {
+		l.andHidden("kind", string(f.Kind))
+	}
+	switch {
+	case way == "name":
+		l.either = names
+	case len(names) > 0:
+		l.where = append(l.where, anyOf(names))
 	}
 	if !f.CreatedBefore.IsZero() {
 		l.and("created_at < ?", nanos(f.CreatedBefore))
 	}
-	templateLabels.filter(l, f.Labels)
-	return l
+	templateLabels.filter(l, f.Labels, labelOf(way))
+	return l, nil
+}
+
+// templateNames are the ways in which a template can have a name.
+func templateNames(ref string) []condition {
+	if ref == "" {
+		return nil
+	}
+	alias := condition{"id IN (SELECT template_id FROM aliases WHERE name = ?)", []any{ref}}
+	if name, tag, tagged := splitAlias(ref); tagged {
+		alias = condition{"id IN (SELECT template_id FROM aliases WHERE name = ? AND tag = ?)", []any{name, tag}}
+	}
+	return []condition{
+		{"name = ? AND name <> ''", []any{ref}},
+		{"display_name = ? AND display_name <> ''", []any{ref}},
+		alias,
+	}
 }
 
 func (tx *Tx) Templates(f store.TemplateFilter) ([]*spore.Template, store.Page, error) {
-	return selectPage(tx, templateListing(f), f.Paging, templateFields, func(t *spore.Template) []any { return []any{nanos(t.CreatedAt), t.ID} })
+	l, err := tx.listTemplates(f)
+	if err != nil {
+		return nil, store.Page{}, err
+	}
+	return selectPage(tx, l, f.Paging, templateFields, func(t *spore.Template) []any { return []any{nanos(t.CreatedAt), t.ID} })
 }
 
 func (tx *Tx) CountTemplates(f store.TemplateFilter, limit int) (int, error) {
-	return templateListing(f).count(tx, limit)
+	l, err := tx.listTemplates(f)
+	if err != nil {
+		return 0, err
+	}
+	return l.count(tx, limit)
 }
