@@ -378,6 +378,21 @@ func (c *Center) verifyReplicas(ctx context.Context, n Node) error {
 	return nil
 }
 
+// doubt takes a replica for lost from which nothing could start because its bytes are not there, or not what they were.
+func (c *Center) doubt(ctx context.Context, templateID, nodeID string, cause error) {
+	if code := spore.CodeOf(cause); code != spore.CodeNotFound && code != spore.CodeDamaged {
+		return
+	}
+	c.insist(ctx, "note that "+templateID+" does not start on "+nodeID, func(ctx context.Context) error {
+		var r *spore.Replica
+		err := c.store.View(ctx, func(tx store.Tx) (err error) { r, err = tx.Replica(templateID, nodeID); return err })
+		if err != nil {
+			return ignoreNotFound(err)
+		}
+		return c.loseReplica(ctx, r, spore.AsError(cause).Message)
+	})
+}
+
 // loseReplica writes that a READY replica cannot be used any more. The loop makes it again if it can.
 func (c *Center) loseReplica(ctx context.Context, lost *spore.Replica, why string) error {
 	c.log.Warn("a replica is lost", "template", lost.TemplateID, "node", lost.NodeID, "why", why)

@@ -99,7 +99,11 @@ func (c *Center) bringTo(ctx context.Context, j *spore.Job, n Node, id string, h
 		return nil, nil, err
 	}
 	draft := draftID(id, j.ID)
-	if how == makeMissing && n.VerifyFrozen(ctx, id, false) == nil {
+	lost, err := c.wasLost(ctx, id, n.ID())
+	if err != nil {
+		return nil, nil, err
+	}
+	if how == makeMissing && n.VerifyFrozen(ctx, id, lost) == nil {
 		if f, err = n.Frozen(ctx, id); err != nil { // it was there all along
 			return nil, nil, err
 		}
@@ -131,6 +135,16 @@ func (c *Center) bringTo(ctx context.Context, j *spore.Job, n Node, id string, h
 	return t, f, err
 }
 
+// wasLost says whether a replica served until its bytes were found lost or damaged: then a cheap look at them proves nothing.
+func (c *Center) wasLost(ctx context.Context, id, nodeID string) (lost bool, err error) {
+	err = c.store.View(ctx, func(tx store.Tx) error {
+		r, err := tx.Replica(id, nodeID)
+		lost = err == nil && r.LastErrorPhase == spore.ReplicaPhaseReady
+		return ignoreNotFound(err)
+	})
+	return lost, err
+}
+
 // materialise makes the frozen state of t on a node under the id as, by the first way that is open: from its own disk there,
 // from a peer that has it, or from its image. What a build learns is written into t.
 func (c *Center) materialise(ctx context.Context, j *spore.Job, n Node, t *spore.Template, as string, peers []string, how makeHow) error {
@@ -143,9 +157,9 @@ func (c *Center) materialise(ctx context.Context, j *spore.Job, n Node, t *spore
 		return nil // a run of this job that was cut off had come so far
 	}
 	if how == makeAgain && !fromImage {
-		err := n.VerifyFrozen(ctx, t.ID, false)
-		if err == nil {
-			return c.rebake(ctx, n, t, as, note)
+		_, err := c.rebake(ctx, n, t, as, note)
+		if code := spore.CodeOf(err); code != spore.CodeNotFound && code != spore.CodeDamaged {
+			return err
 		}
 		note("its own bytes are of no use: " + spore.AsError(err).Error())
 	}

@@ -172,6 +172,7 @@ func (c *Center) launch(ctx context.Context, s *spore.Sandbox, ttl time.Duration
 		return fail(err)
 	}
 	if err := n.Start(ctx, s, s.TemplateID); err != nil {
+		c.doubt(ctx, s.TemplateID, s.NodeID, err)
 		return fail(err)
 	}
 	c.opt.Hook("create:started")

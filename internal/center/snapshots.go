@@ -264,6 +264,7 @@ func (c *Center) Rollback(ctx context.Context, key Idempotency, sandboxID, snaps
 		return nil, undo(err)
 	}
 	if err := n.Start(ctx, &next, next.TemplateID); err != nil {
+		c.doubt(ctx, next.TemplateID, next.NodeID, err)
 		return nil, undo(err)
 	}
 	c.opt.Hook("rollback:started")
