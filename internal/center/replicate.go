@@ -173,6 +173,10 @@ func (c *Center) materialise(ctx context.Context, j *spore.Job, n Node, t *spore
 		}
 		note("not fetched: " + spore.AsError(err).Error())
 	}
+	if _, err := n.Frozen(ctx, t.ID); err == nil && how == makeMissing && !fromImage {
+		return spore.Errorf(spore.CodeDamaged, "the memory of %s is damaged, and no other node has it", t.Label()).
+			WithHint("if its disk is whole, it can have fresh memory: spore template redo %s", t.Label())
+	}
 	if !fromImage {
 		return spore.Errorf(spore.CodeNotFound, "no node has the bytes of %s any more", t.Label()).
 			WithHint("it was taken from a sandbox and cannot be made from an image; remove it: spore %s rm %s", t.Kind, t.Label()).

@@ -112,10 +112,12 @@ func (c *Center) PreviewSandbox(ctx context.Context, req CreateRequest) (*Previe
 	err := c.store.View(ctx, func(tx store.Tx) error {
 		r, err := c.resolve(tx, req)
 		p.Request, p.Template, p.NodeID, p.Stages = r.request, r.template, r.nodeID, r.stages
-		if r.template == nil {
+		if r.template == nil && !isNotFound(err) {
 			return err
 		}
-		p.Resources = r.template.Resources
+		if r.template != nil {
+			p.Resources = r.template.Resources
+		}
 		p.Candidates = make([]Candidate, len(r.spots))
 		for i, s := range r.spots {
 			p.Candidates[i] = Candidate{NodeID: s.nodeID, Fits: s.whyNot == "", Why: s.whyNot, Compat: s.compat}

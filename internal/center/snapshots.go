@@ -87,8 +87,16 @@ func (c *Center) snapshot(ctx context.Context, key Idempotency, sandboxID string
 		}
 		return c.remember(tx, key, t.ID)
 	})
-	if err != nil || earlier != "" {
-		return t, err
+	if err != nil {
+		return nil, err
+	}
+	if earlier != "" {
+		if well, err := c.ended(ctx, t.JobID); err != nil {
+			return nil, err
+		} else if !well { // and its key is forgotten
+			return c.snapshot(ctx, key, sandboxID, req, ephemeral)
+		}
+		return c.templateByID(ctx, earlier)
 	}
 	c.opt.Hook("snapshot:recorded")
 	c.direct.Store(j.ID, true)
@@ -191,6 +199,20 @@ func (c *Center) failDirect(ctx context.Context, jobID string, cause error) erro
 	return cause
 }
 
+// ended waits until a job that another request began has ended, and says whether well. Its failure may be known for a while
+// before it can be written down; until then nobody can be told anything.
+func (c *Center) ended(ctx context.Context, jobID string) (well bool, err error) {
+	err = c.await(ctx, func(tx store.Tx) (bool, error) {
+		j, err := tx.Job(jobID)
+		if err != nil {
+			return false, err
+		}
+		well = j.Status == spore.JobReady
+		return !j.Status.Active(), nil
+	})
+	return well, err
+}
+
 // Rollback brings a sandbox back to a snapshot: the new VM is made beside the old one, which goes on until the new one
 // answers and the rows have switched. When anything fails the sandbox is what it was.
 func (c *Center) Rollback(ctx context.Context, key Idempotency, sandboxID, snapshotRef string) (*spore.Sandbox, error) {
@@ -201,12 +223,16 @@ func (c *Center) Rollback(ctx context.Context, key Idempotency, sandboxID, snaps
 		return nil, err
 	}
 	defer unlock()
+	return c.rollback(ctx, key, sandboxID, snapshotRef)
+}
 
+// rollback is Rollback for a caller who holds the sandbox's lock.
+func (c *Center) rollback(ctx context.Context, key Idempotency, sandboxID, snapshotRef string) (*spore.Sandbox, error) {
 	var s *spore.Sandbox
 	var j *spore.Job
 	var next spore.Sandbox
 	earlier := ""
-	err = c.update(ctx, func(tx store.Tx) (err error) {
+	err := c.update(ctx, func(tx store.Tx) (err error) {
 		if earlier, err = replay(tx, key); err != nil {
 			return err
 		}
@@ -247,8 +273,16 @@ func (c *Center) Rollback(ctx context.Context, key Idempotency, sandboxID, snaps
 		}
 		return c.remember(tx, key, j.ID)
 	})
-	if err != nil || earlier != "" {
-		return s, err
+	if err != nil {
+		return nil, err
+	}
+	if earlier != "" {
+		if well, err := c.ended(ctx, earlier); err != nil {
+			return nil, err
+		} else if !well { // and its key is forgotten
+			return c.rollback(ctx, key, sandboxID, snapshotRef)
+		}
+		return c.Sandbox(ctx, sandboxID)
 	}
 	c.opt.Hook("rollback:reserved")
 	undo := func(cause error) error {
