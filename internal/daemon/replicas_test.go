@@ -1,6 +1,7 @@
 package daemon_test
 
 import (
+	"fmt"
 	"strings"
 	"testing"
 	"time"
@@ -136,14 +137,22 @@ func TestLossIsRepaired(t *testing.T) {
 		_, err = f.DeleteSnapshot(t.Context(), "point", client.DeleteOptions{})
 		f.ok(err)
 
-		// What is damaged is found when something is to start from it.
-		f.cluster.Machine("n1").HarmFrozen(alone.ID, simnode.Damage)
-		_, err = f.CreateSandbox(t.Context(), api.CreateRequest{Template: "alone"})
-		f.refused(err, refusal{code: spore.CodeDamaged, status: 500})
-		f.until("it is whole again", func() bool {
-			_, err := f.CreateSandbox(t.Context(), api.CreateRequest{Template: "alone"})
-			return err == nil
-		})
+		// What is damaged is found when something is to start from it. That of an image is made anew; of a snapshot only the
+		// memory is lost, and it gets a fresh one when somebody says so.
+		last := f.snapshot(s.ID, "last")
+		for _, id := range []string{alone.ID, last.ID} {
+			f.cluster.Machine("n1").HarmFrozen(id, simnode.Damage)
+			_, err = f.CreateSandbox(t.Context(), api.CreateRequest{Template: id})
+			f.refused(err, refusal{code: spore.CodeDamaged, status: 500})
+		}
+		f.until("it is whole again", func() bool { return f.replicas("alone") == "n1 READY" })
+		f.create("alone", "n1")
+		f.pass(10 * time.Minute)
+		if got := f.template("last"); got.Status != spore.TemplateFailed || !strings.Contains(got.LastError, "damaged") {
+			t.Errorf("the snapshot is %s (%q)", got.Status, got.LastError)
+		}
+		f.redo("last", spore.RedoFailedOnly)
+		f.create("last")
 	})
 }
 
@@ -272,7 +281,7 @@ func TestStorageModes(t *testing.T) {
 			} else {
 				f.refused(err, refusal{code: spore.CodeConflict, status: 409, reason: spore.ReasonNoReadyReplica, words: []string{"n1", "full"}, hint: "spore template replicas"})
 			}
-			tj, err := f.BuildTemplate(ctx, api.BuildRequest{Image: "registry.test/other", Name: string(c.mode), MemoryMiB: 128, DiskMiB: 64, Replicas: api.ReplicaPolicy{Nodes: []string{"n1"}}})
+			tj, err := f.BuildTemplate(ctx, api.BuildRequest{Image: "registry.test/other", Name: fmt.Sprint("at-", c.percent), MemoryMiB: 128, DiskMiB: 64, Replicas: api.ReplicaPolicy{Nodes: []string{"n1"}}})
 			f.ok(err)
 			if _, err := f.WaitJob(ctx, tj.Job.ID, nil); c.made != (err == nil) || !c.made && spore.CodeOf(err) != spore.CodeNoSpace {
 				t.Errorf("at %d %% a build ends with %v", c.percent, err)
@@ -299,9 +308,9 @@ func TestCompatOfAFleet(t *testing.T) {
 		f.ok(err)
 		second := f.cluster.Machine("n2")
 		next := second.Components()
-		next.StateFormat = "sim-2"
+		next.Agent = "2.0.0"
 		second.SetComponents(next)
-		f.until("the upgrade is known", func() bool { return f.node("n2").Components.StateFormat == "sim-2" })
+		f.until("the upgrade is known", func() bool { return f.node("n2").Components.Agent == "2.0.0" })
 		if s := f.create("lenient", "n2"); s.NodeID != "n2" {
 			t.Errorf("where only the guest image counts it starts on %s", s.NodeID)
 		}
@@ -328,13 +337,13 @@ func TestCompatOfAFleet(t *testing.T) {
 		for row, err := range f.CompatRows(ctx, "base") {
 			f.ok(err)
 			if row.Overall != spore.CompatStale || len(row.Nodes) != 2 || row.Nodes[0].Status != spore.CompatOK || row.Nodes[1].Status != spore.CompatStale ||
-				row.Nodes[1].Bound.StateFormat != "sim-1" || row.Nodes[1].Current.StateFormat != "sim-2" {
+				row.Nodes[1].Bound.Agent != "1.0.0" || row.Nodes[1].Current.Agent != "2.0.0" {
 				t.Errorf("the row is %+v", row)
 			}
 		}
 
 		// A node that comes to say less of itself makes what it has UNKNOWN, which serves; adopting says that it fits.
-		next.StateFormat, next.Engine = "", "sim"
+		next.Agent = ""
 		second.SetComponents(next)
 		f.until("it is UNKNOWN there", func() bool {
 			for _, r := range f.must(f.ListReplicas(ctx, "base")) {
