@@ -108,7 +108,7 @@ func Serve(ctx context.Context, cfg Config) (err error) {
 		return tc.Stop(ctx)
 	})
 	svc := &service{Center: tc, node: machine, version: cfg.Version, dataDir: dir.path, init: cfg.Init}
-	key, err := gateway.TokenKey(dir.join("token.key"))
+	key, err := gateway.TokenKey(dir.join("token-key"))
 	if err != nil {
 		return err
 	}
