@@ -24,7 +24,7 @@ func (c *Center) Fork(ctx context.Context, key Idempotency, ref string, req Fork
 	if err := checkLabels(req.Labels); err != nil {
 		return nil, err
 	}
-	ctx, cancel := context.WithTimeout(ctx, c.opt.OperationTimeout)
+	ctx, cancel := c.within(ctx)
 	defer cancel()
 
 	earlier := ""
@@ -45,7 +45,7 @@ func (c *Center) Fork(ctx context.Context, key Idempotency, ref string, req Fork
 		return nil, err
 	}
 	c.begin(j, spore.PhaseSnapshotting)
-	forks := make([]*spore.Sandbox, req.Count)
+	forks, refs := make([]*spore.Sandbox, req.Count), make([]*spore.RuntimeRef, req.Count)
 	ids := make([]string, req.Count)
 	for i := range ids {
 		ids[i] = spore.NewSandboxID()
@@ -71,7 +71,7 @@ func (c *Center) Fork(ctx context.Context, key Idempotency, ref string, req Fork
 			}
 			forks[i] = c.newSandbox(ids[i], r.request)
 			forks[i].NodeID = c.spread(r, placed)
-			if err := c.reserve(tx, forks[i], from); err != nil {
+			if refs[i], err = c.reserve(tx, forks[i], from); err != nil {
 				return err
 			}
 		}
@@ -95,7 +95,7 @@ func (c *Center) Fork(ctx context.Context, key Idempotency, ref string, req Fork
 	var all sync.WaitGroup
 	for i, s := range forks {
 		all.Go(func() {
-			started, err := c.launch(ctx, s, s.EndsAt.Sub(s.CreatedAt))
+			started, err := c.launch(ctx, s, refs[i], s.EndsAt.Sub(s.CreatedAt))
 			results[i] = ForkResult{Sandbox: started}
 			if err != nil {
 				if spore.CodeOf(err) == spore.CodeInternal {

@@ -19,7 +19,7 @@ func (c *Center) CreateSandbox(ctx context.Context, key Idempotency, req CreateR
 	if err := checkCreate(req); err != nil {
 		return nil, err
 	}
-	ctx, cancel := context.WithTimeout(ctx, c.opt.OperationTimeout)
+	ctx, cancel := c.within(ctx)
 	defer cancel()
 	id := spore.NewSandboxID()
 	unlock, err := c.sandboxes.lock(ctx, id)
@@ -28,6 +28,7 @@ func (c *Center) CreateSandbox(ctx context.Context, key Idempotency, req CreateR
 	}
 	defer unlock()
 	var s *spore.Sandbox
+	var ref *spore.RuntimeRef
 	var r *resolution
 	replayed := ""
 	err = c.update(ctx, func(tx store.Tx) (err error) {
@@ -39,7 +40,7 @@ func (c *Center) CreateSandbox(ctx context.Context, key Idempotency, req CreateR
 		}
 		s = c.newSandbox(id, r.request)
 		s.NodeID = r.nodeID
-		if err := c.reserve(tx, s, r.template); err != nil {
+		if ref, err = c.reserve(tx, s, r.template); err != nil {
 			return err
 		}
 		return c.remember(tx, key, s.ID)
@@ -51,7 +52,7 @@ func (c *Center) CreateSandbox(ctx context.Context, key Idempotency, req CreateR
 		return c.settled(ctx, replayed)
 	}
 	c.meters.resolved(r.stages)
-	return c.launch(ctx, s, r.request.TTL)
+	return c.launch(ctx, s, ref, r.request.TTL)
 }
 
 func checkCreate(req CreateRequest) error {
@@ -115,28 +116,29 @@ func (c *Center) newSandbox(id string, req CreateRequest) *spore.Sandbox {
 	return s
 }
 
-// reserve inserts a sandbox that is to stand on t, with its ref, so that t is held before anything is thawed. The caller holds
+// reserve inserts a sandbox that is to stand on t, with its ref, which it answers, so that t is held before anything is thawed. The caller holds
 // the sandbox's lock in this controller; here it gets it among all.
-func (c *Center) reserve(tx store.Tx, s *spore.Sandbox, t *spore.Template) error {
+func (c *Center) reserve(tx store.Tx, s *spore.Sandbox, t *spore.Template) (*spore.RuntimeRef, error) {
 	n, err := c.on(s.NodeID)
 	if err != nil {
-		return err
+		return nil, err
 	}
 	if err := n.Admit(t.Resources); err != nil {
-		return err
+		return nil, err
 	}
 	s.TemplateID, s.Resources = t.ID, t.Resources
 	if err := tx.InsertSandbox(s); err != nil {
-		return err
+		return nil, err
 	}
-	if err := tx.PutRef(c.newRef(s)); err != nil || c.opt.Alone {
-		return err
+	ref := c.newRef(s)
+	if err := tx.PutRef(ref); err != nil || c.opt.Alone {
+		return ref, err
 	}
 	now := c.opt.Now()
 	l := c.creationLease(s.ID)
 	l.Until = now.Add(leaseFor)
 	_, err = tx.TakeLease(l, now)
-	return err
+	return ref, err
 }
 
 func (c *Center) creationLease(sandboxID string) store.Lease {
@@ -160,7 +162,7 @@ func (c *Center) newRef(s *spore.Sandbox) *spore.RuntimeRef {
 }
 
 // launch thaws a sandbox whose row and ref stand, and writes how that ended. The caller holds its lock.
-func (c *Center) launch(ctx context.Context, s *spore.Sandbox, ttl time.Duration) (*spore.Sandbox, error) {
+func (c *Center) launch(ctx context.Context, s *spore.Sandbox, reserved *spore.RuntimeRef, ttl time.Duration) (*spore.Sandbox, error) {
 	c.opt.Hook("create:reserved")
 	fail := func(err error) (*spore.Sandbox, error) {
 		c.fleet.promise(s.NodeID, -s.Resources.MemoryMiB)
@@ -193,7 +195,9 @@ func (c *Center) launch(ctx context.Context, s *spore.Sandbox, ttl time.Duration
 		if err := c.created(tx, s.ID); err != nil {
 			return err
 		}
-		return c.moveRefs(tx, s.ID, s.Generation, "")
+		ref := *reserved
+		ref.Status, ref.LeaseUntil, ref.LastSeenAt = spore.RefActive, time.Time{}, s.UpdatedAt
+		return tx.PutRef(&ref)
 	})
 	if err != nil {
 		return fail(err)
@@ -231,6 +235,7 @@ func (c *Center) releaseAll(tx store.Tx, sandboxID, reason string) error {
 // giveUp undoes a create that did not come to pass and answers why. The request's key is forgotten, so that a retry
 // tries again instead of being told of the old failure.
 func (c *Center) giveUp(ctx context.Context, s *spore.Sandbox, cause error) error {
+	cause = c.overran(ctx, cause)
 	id := s.ID
 	c.settle(ctx, s.NodeID, id, 0)
 	c.insist(ctx, "record that "+id+" did not start", func(ctx context.Context) error {
