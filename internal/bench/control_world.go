@@ -8,6 +8,8 @@ import (
 	"sync"
 	"time"
 
+	"golang.org/x/sys/unix"
+
 	"github.com/sporevm/spore"
 	"github.com/sporevm/spore/internal/center"
 	"github.com/sporevm/spore/internal/node/simnode"
@@ -104,9 +106,19 @@ func (w *controlWorld) template(ctx context.Context, name string, machines int) 
 
 // slice is what callers got done in a while.
 type slice struct {
-	rate     float64 // a second, of all together
+	rate     float64       // a second, of all together
+	spent    time.Duration // of the processors' time, by this process
 	took     []time.Duration
 	failures []error
+}
+
+// spent is the processors' time that this process has had.
+func spent() time.Duration {
+	var use unix.Rusage
+	if err := unix.Getrusage(unix.RUSAGE_SELF, &use); err != nil {
+		return 0 // it cannot fail for these arguments
+	}
+	return time.Duration(use.Utime.Nano() + use.Stime.Nano())
 }
 
 // together has so many callers do the same again and again for a while. A caller whose call fails stops.
@@ -116,6 +128,7 @@ func together(ctx context.Context, callers int, d time.Duration, do func(context
 		mu    sync.Mutex
 		out   slice
 		began = time.Now()
+		had   = spent()
 	)
 	for range callers {
 		all.Go(func() {
@@ -136,7 +149,7 @@ func together(ctx context.Context, callers int, d time.Duration, do func(context
 		})
 	}
 	all.Wait()
-	out.rate = float64(len(out.took)) / time.Since(began).Seconds()
+	out.rate, out.spent = float64(len(out.took))/time.Since(began).Seconds(), spent()-had
 	return out
 }
 
