@@ -27,7 +27,11 @@ func (c *Center) provideArtifact(ctx context.Context, j *spore.Job, n Node, spec
 		if err != nil {
 			return nil, err
 		}
-		if claim == claimMine || claim == claimReady {
+		switch claim {
+		case claimNoted:
+			c.opt.Hook("artifact:noted")
+			continue
+		case claimMine, claimReady:
 			return c.buildArtifact(ctx, j, n, spec, plan.ID, claim == claimMine, progress)
 		}
 		select {
@@ -45,6 +49,7 @@ const (
 	claimMine   claim = iota // this job builds it
 	claimReady               // it was built before; the node may still lack it
 	claimTheirs              // another job is building it
+	claimNoted               // nobody had asked for it before; now the rows say that it is wanted
 )
 
 func (c *Center) claimArtifact(ctx context.Context, j *spore.Job, plan *spore.Artifact) (got claim, err error) {
@@ -68,10 +73,8 @@ func (c *Center) claimArtifact(ctx context.Context, j *spore.Job, plan *spore.Ar
 		if isNotFound(err) {
 			fresh := *plan
 			fresh.Status, fresh.CreatedAt, fresh.UpdatedAt = spore.ArtifactPending, now, now
-			if err := tx.PutArtifact(&fresh); err != nil {
-				return err
-			}
-			a, err = tx.Artifact(plan.ID)
+			got = claimNoted
+			return tx.PutArtifact(&fresh)
 		}
 		if err != nil {
 			return err
@@ -375,14 +378,14 @@ func (c *Center) markArtifact(tx store.Tx, id string) error {
 func (c *Center) unusedArtifacts(ctx context.Context) (due []*spore.Artifact, err error) {
 	const atATime = 100
 	now := c.opt.Now()
-	worthless := []spore.ArtifactStatus{spore.ArtifactFailed, spore.ArtifactOrphaned, spore.ArtifactCleanupPending}
+	worthless := []spore.ArtifactStatus{spore.ArtifactPending, spore.ArtifactFailed, spore.ArtifactOrphaned, spore.ArtifactCleanupPending}
 	err = c.store.View(ctx, func(tx store.Tx) error {
 		due, _, err = tx.Artifacts(store.ArtifactFilter{Paging: store.Paging{Limit: atATime}, Statuses: worthless, UnusedBefore: now, Fair: true})
 		if err != nil {
 			return err
 		}
 		old, _, err := tx.Artifacts(store.ArtifactFilter{
-			Paging: store.Paging{Limit: atATime}, Statuses: []spore.ArtifactStatus{spore.ArtifactPending, spore.ArtifactReady},
+			Paging: store.Paging{Limit: atATime}, Statuses: []spore.ArtifactStatus{spore.ArtifactReady},
 			UnusedBefore: now.Add(-keepUnused), Fair: true,
 		})
 		due = append(due, old...)
@@ -455,4 +458,39 @@ func (c *Center) dropPlacement(tx store.Tx, p spore.Placement) error {
 		return nil
 	}
 	return tx.DeletePlacement(p.ArtifactID, p.NodeID)
+}
+
+// artifactGone writes that a node has given up an artifact that nothing there stood on.
+func (c *Center) artifactGone(ctx context.Context, id, nodeID string) error {
+	return c.update(ctx, func(tx store.Tx) error {
+		a, err := tx.Artifact(id)
+		if err != nil || a.Status == spore.ArtifactBuilding {
+			return ignoreNotFound(err)
+		}
+		if err := tx.DeletePlacement(id, nodeID); err != nil {
+			return err
+		}
+		left, err := tx.Placements(id, "")
+		if err != nil || len(left) > 0 {
+			return err
+		}
+		users, err := tx.ArtifactUsers(id)
+		if err != nil {
+			return err
+		}
+		if a.UpdatedAt = c.opt.Now(); users > 0 {
+			if a.Status == spore.ArtifactReady {
+				a.Status, a.LastError = spore.ArtifactFailed, "no node has its bytes any more"
+				return tx.PutArtifact(a)
+			}
+			return nil
+		}
+		if a.Status != spore.ArtifactCleanupPending {
+			a.Status = spore.ArtifactCleanupPending
+			if err := tx.PutArtifact(a); err != nil {
+				return err
+			}
+		}
+		return tx.DeleteArtifact(id)
+	})
 }

@@ -108,6 +108,11 @@ func (c *Center) CollectGarbage(ctx context.Context, dryRun bool) (*Collection, 
 		}
 		for _, i := range items {
 			all.Garbage.Bytes += i.Bytes
+			if i.Kind == "artifact" && !dryRun {
+				if err := c.artifactGone(ctx, i.ID, id); err != nil {
+					return nil, err
+				}
+			}
 		}
 		all.Garbage.Items = append(all.Garbage.Items, items...)
 	}
