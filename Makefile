@@ -63,7 +63,7 @@ lab: build ## the engine and one lifecycle on a KVM that works (STEPS=kvm,engine
 
 .PHONY: simulate
 simulate: ## SEEDS (10000) runs of the center in a simulated world where everything goes wrong
-	go test -count=1 -timeout 30m -run TestSeeds ./internal/center/centersim -seeds=$(or $(SEEDS),10000)
+	go test -count=1 -timeout 30m -run 'TestSeeds|TestReplay' ./internal/center/centersim -seeds=$(or $(SEEDS),10000)
 
 .PHONY: soak
 soak: testbed ## memory and disk agree after ROUNDS (200) rounds of snapshot, fork and rollback, on ext4 and XFS
