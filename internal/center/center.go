@@ -23,7 +23,7 @@ type Options struct {
 	Logger *slog.Logger
 	// Workers is how many queued jobs run at a time. Default 2.
 	Workers int
-	// OperationTimeout caps snapshot, rollback, fork, pause and resume. Default 15 minutes.
+	// OperationTimeout caps create, snapshot, rollback, fork, pause and resume. Default 15 minutes.
 	OperationTimeout time.Duration
 	// Controller is this center's id among those that share the store. Default: a fresh one.
 	Controller string
@@ -265,6 +265,22 @@ func (c *Center) await(ctx context.Context, done func(tx store.Tx) (bool, error)
 			return ctx.Err()
 		}
 	}
+}
+
+// within is ctx for an operation whose caller waits: it ends when the operation has taken longer than it may.
+func (c *Center) within(ctx context.Context) (context.Context, context.CancelFunc) {
+	return context.WithTimeoutCause(ctx, c.opt.OperationTimeout, errOverran)
+}
+
+var errOverran = errors.New("the operation took longer than it may")
+
+// overran is err, or that the time of an operation was up when that is what ended it.
+func (c *Center) overran(ctx context.Context, err error) error {
+	if context.Cause(ctx) != errOverran || !canceled(err) {
+		return err
+	}
+	return spore.Errorf(spore.CodeUnreachable, "it was not done within %s, and was ended", c.opt.OperationTimeout).WithCause(err).
+		WithHint("nothing has come of it; try again, or allow more time: spore serve --operation-timeout")
 }
 
 // keyedMutex is a mutex for each key, which a caller may wait for no longer than its context.

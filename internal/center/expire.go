@@ -82,7 +82,7 @@ func (c *Center) endOne(ctx context.Context, id string) error {
 	if err != nil || !s.Expired(c.opt.Now()) {
 		return err
 	}
-	ctx, cancel := context.WithTimeout(ctx, c.opt.OperationTimeout)
+	ctx, cancel := c.within(ctx)
 	defer cancel()
 	if s.OnEnd == spore.EndPause && s.State == spore.SandboxRunning {
 		_, err := c.pause(ctx, id)

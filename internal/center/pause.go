@@ -13,7 +13,7 @@ import (
 
 // PauseSandbox freezes a sandbox to disk and gives its memory back.
 func (c *Center) PauseSandbox(ctx context.Context, id string) (*spore.Sandbox, error) {
-	ctx, cancel := context.WithTimeout(ctx, c.opt.OperationTimeout)
+	ctx, cancel := c.within(ctx)
 	defer cancel()
 	unlock, err := c.lock(ctx, id)
 	if err != nil {
@@ -39,7 +39,7 @@ func (c *Center) pause(ctx context.Context, id string) (*spore.Sandbox, error) {
 		return nil, err
 	}
 	if _, err := n.Suspend(ctx, s, frozenID, s.TemplateID); err != nil {
-		return nil, err
+		return nil, c.overran(ctx, err)
 	}
 	c.opt.Hook("pause:frozen")
 	err = c.update(ctx, func(tx store.Tx) error {
@@ -83,7 +83,7 @@ func (c *Center) ResumeSandbox(ctx context.Context, id string, ttl *time.Duratio
 			return nil, err
 		}
 	}
-	ctx, cancel := context.WithTimeout(ctx, c.opt.OperationTimeout)
+	ctx, cancel := c.within(ctx)
 	defer cancel()
 	unlock, err := c.lock(ctx, id)
 	if err != nil {
@@ -150,6 +150,7 @@ func (c *Center) switchTo(ctx context.Context, next *spore.Sandbox, also func(tx
 
 // dropGeneration undoes a generation that did not come to pass: the sandbox stays what it was. It answers cause.
 func (c *Center) dropGeneration(ctx context.Context, s, next *spore.Sandbox, cause error) error {
+	cause = c.overran(ctx, cause)
 	keep := 0
 	if next.NodeID == s.NodeID {
 		keep = s.Generation

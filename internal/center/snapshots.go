@@ -21,7 +21,7 @@ func (c *Center) CreateSnapshot(ctx context.Context, key Idempotency, sandboxID 
 	if err := checkTold(req.DisplayName, req.Author, req.Reason); err != nil {
 		return nil, err
 	}
-	ctx, cancel := context.WithTimeout(ctx, c.opt.OperationTimeout)
+	ctx, cancel := c.within(ctx)
 	defer cancel()
 	unlock, err := c.lock(ctx, sandboxID)
 	if err != nil {
@@ -169,6 +169,7 @@ func (c *Center) queueFlatten(tx store.Tx, t *spore.Template, nodeID string) err
 // failDirect ends a job whose caller is waiting with the error that the caller gets. The request's key is forgotten, so
 // that a retry tries again, and so is what was to become of it.
 func (c *Center) failDirect(ctx context.Context, jobID string, cause error) error {
+	cause = c.overran(ctx, cause)
 	c.insist(ctx, "record the failure of "+jobID, func(ctx context.Context) error {
 		var failed *spore.Job
 		err := c.update(ctx, func(tx store.Tx) error {
@@ -216,7 +217,7 @@ func (c *Center) ended(ctx context.Context, jobID string) (well bool, err error)
 // Rollback brings a sandbox back to a snapshot: the new VM is made beside the old one, which goes on until the new one
 // answers and the rows have switched. When anything fails the sandbox is what it was.
 func (c *Center) Rollback(ctx context.Context, key Idempotency, sandboxID, snapshotRef string) (*spore.Sandbox, error) {
-	ctx, cancel := context.WithTimeout(ctx, c.opt.OperationTimeout)
+	ctx, cancel := c.within(ctx)
 	defer cancel()
 	unlock, err := c.lock(ctx, sandboxID)
 	if err != nil {
