@@ -19,11 +19,12 @@ type spot struct {
 	freeMiB int
 }
 
-// wish is what a caller wants of the node: one of Scope, if that is not empty, and Preferred if it can be had.
+// wish is what a caller wants of the node: one of scope, if that is not empty, and the preferred one: if it can be had, or, when
+// it is hard, no other.
 type wish struct {
 	scope     []string
 	preferred string
-	hard      bool // Preferred or nothing
+	hard      bool
 }
 
 // spots judges every replica of a template: can a sandbox start from it there now?

@@ -60,7 +60,7 @@ type CreateRequest struct {
 	Env      map[string]string
 	Labels   map[string]string
 
-	Nodes         []string // only on these, by id or address; empty: on any
+	Nodes         []string // only on these, by id; empty: on any
 	PreferredNode string   // there and nowhere else, when it is given
 }
 

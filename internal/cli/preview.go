@@ -20,7 +20,7 @@ type whereFlags struct {
 
 func (f *whereFlags) add(cmd *cobra.Command, a *app) {
 	cmd.Flags().StringArrayVar(&f.nodes, "node", nil, "only on this node; may be given several times (default any)")
-	cmd.Flags().StringVar(&f.prefer, "prefer-node", "", "on this node when it has the template and room, else on another")
+	cmd.Flags().StringVar(&f.prefer, "prefer-node", "", "on this node and no other (default the best of those that may be used)")
 	cmd.RegisterFlagCompletionFunc("node", a.complete(nodes))
 	cmd.RegisterFlagCompletionFunc("prefer-node", a.complete(nodes))
 }
