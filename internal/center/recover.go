@@ -136,6 +136,8 @@ func (c *Center) settleJob(ctx context.Context, j *spore.Job) error {
 		c.finishDelete(ctx, j.ID)
 	case spore.OpFork:
 		return c.settleFork(ctx, j)
+	case spore.OpLegacy:
+		_ = c.failDirect(ctx, j.ID, errServerDied) // which it answers; what it was at nobody knows how to go on with
 	default:
 		if err := c.endCancelled(ctx, j.ID); err != nil {
 			return err
