@@ -170,7 +170,7 @@ func (c *Center) inherit(tx store.Tx, t *spore.Template, s *spore.Sandbox) error
 	}
 	t.ParentID, t.Image, t.ArtifactID, t.KernelID = head.ID, head.Image, head.ArtifactID, head.KernelID
 	t.EgressCA, t.Resources, t.Process, t.Readiness = head.EgressCA, head.Resources, head.Process, head.Readiness
-	t.Engine, t.Version, t.StorageBackend = head.Engine, head.Version, head.StorageBackend
+	t.Engine, t.Version, t.StorageBackend = head.Engine, spore.DefaultTemplateVersion, head.StorageBackend // Request is of today's form
 	if t.Policy == "" {
 		t.Policy = head.Policy
 	}
