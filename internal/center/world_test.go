@@ -4,6 +4,7 @@ import (
 	"context"
 	"fmt"
 	"log/slog"
+	"sync/atomic"
 	"testing"
 	"testing/synctest"
 	"time"
@@ -25,13 +26,22 @@ type world struct {
 	machines []*simnode.Machine
 	handles  []*simnode.Handle
 	opt      center.Options
+	journal  journal
+	fault    atomic.Pointer[func(node, step string) error] // see simnode.ClusterOptions
+	ahead    atomic.Int64                                  // how far the center's clock is ahead of time
 }
 
 // inWorld runs a test in a world of so many machines.
 func inWorld(t *testing.T, machines int, opt center.Options, test func(t *testing.T, w *world)) {
 	t.Helper()
 	synctest.Test(t, func(t *testing.T) {
-		w := &world{t: t, db: memory.New(), cluster: simnode.NewCluster(simnode.ClusterOptions{}), opt: opt}
+		w := &world{t: t, db: memory.New(), opt: opt}
+		w.cluster = simnode.NewCluster(simnode.ClusterOptions{Fault: func(node, step string) error {
+			if fault := w.fault.Load(); fault != nil {
+				return (*fault)(node, step)
+			}
+			return nil
+		}})
 		for i := range machines {
 			w.machines = append(w.machines, w.cluster.New(simnode.Options{ID: fmt.Sprint("n", i+1), Address: fmt.Sprintf("10.0.0.%d", i+1)}))
 		}
@@ -54,7 +64,8 @@ func (w *world) start() {
 	}
 	opt := w.opt
 	opt.Alone, opt.Logger = true, log
-	w.Center = center.New(w.store, nodes, opt)
+	opt.Now = func() time.Time { return time.Now().Add(time.Duration(w.ahead.Load())) }
+	w.Center = center.New(journalled{w.store, &w.journal}, nodes, opt)
 	w.ok(w.Start(w.t.Context()))
 }
 
@@ -94,6 +105,18 @@ func (w *world) wants(err error, code spore.Code, reason ...spore.Reason) {
 		w.t.Errorf("%v gives no hint", err)
 	}
 }
+
+// faulty has the machines do as fault says at each step; nil ends that.
+func (w *world) faulty(fault func(node, step string) error) {
+	if fault == nil {
+		w.fault.Store(nil)
+		return
+	}
+	w.fault.Store(&fault)
+}
+
+// skip puts the center's clock forward: what takes it weeks is due at once.
+func (w *world) skip(d time.Duration) { w.ahead.Add(int64(d)) }
 
 // pass lets time go by until everything is quiet.
 func (w *world) pass(d time.Duration) {
