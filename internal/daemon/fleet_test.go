@@ -36,6 +36,7 @@ type fleet struct {
 	dir     string
 	raw     *http.Client
 	status  atomic.Int64 // of the last answer
+	ahead   atomic.Int64 // how far the server's clock is ahead of the test's
 
 	fault atomic.Pointer[func(node, step string) error]
 	hook  atomic.Pointer[func(step string)]
@@ -69,7 +70,8 @@ func inFleet(t *testing.T, machines int, test func(t *testing.T, f *fleet), chan
 		for i := range machines {
 			f.machine(i + 1)
 		}
-		f.opt = center.Options{Alone: true, Logger: slog.New(slog.DiscardHandler), Hook: func(step string) {
+		now := func() time.Time { return time.Now().Add(time.Duration(f.ahead.Load())) }
+		f.opt = center.Options{Alone: true, Logger: slog.New(slog.DiscardHandler), Now: now, Hook: func(step string) {
 			if hook := f.hook.Load(); hook != nil {
 				(*hook)(step)
 			}
@@ -158,6 +160,12 @@ func (f *fleet) checked() {
 func (f *fleet) pass(d time.Duration) {
 	time.Sleep(d)
 	synctest.Wait()
+}
+
+// leap makes it much later for the server, which does not live through all the time between.
+func (f *fleet) leap(d time.Duration) {
+	f.ahead.Add(int64(d))
+	f.pass(2 * time.Minute) // once around all loops
 }
 
 // until lets time go by until ok says so; within the hours after which a server has tried everything.
