@@ -148,7 +148,7 @@ func (c *clients) pick(list []string) string {
 // ask sends a request that may be sent again under its key.
 func (c *clients) ask(via *controller, key center.Idempotency, do func(context.Context, *controller) (string, error)) {
 	send := func(a *controller) {
-		id, err := do(a.life, a)
+		id, err := do(context.WithValue(a.life, requestKey{}, key.Key), a)
 		if err != nil {
 			if spore.CodeOf(err) == spore.CodeInternal && !a.dead && a.life.Err() == nil {
 				c.w.log.Info("an internal error was answered", "err", err)
@@ -172,7 +172,9 @@ func (c *clients) ask(via *controller, key center.Idempotency, do func(context.C
 }
 
 func (c *clients) do(via *controller, do func(context.Context, *controller)) {
-	c.send(via, func(a *controller) { do(a.life, a) })
+	c.next++
+	name := fmt.Sprint("request ", c.next)
+	c.send(via, func(a *controller) { do(context.WithValue(a.life, requestKey{}, name), a) })
 }
 
 func (c *clients) send(via *controller, do func(*controller)) {

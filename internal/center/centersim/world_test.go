@@ -106,12 +106,18 @@ type gated struct {
 
 func (g gated) Update(ctx context.Context, fn func(store.Tx) error) error {
 	label := g.c.name + " " + g.w.caller()
+	if request, ok := ctx.Value(requestKey{}).(string); ok {
+		label += " for " + request
+	}
 	g.w.at(label)
 	if !g.w.calm && g.w.chance(label, 500) == 0 {
 		return spore.Errorf(spore.CodeNoSpace, "the database's disk is full")
 	}
 	return g.Store.Update(ctx, fn)
 }
+
+// requestKey is under which a context says whose request it is about.
+type requestKey struct{}
 
 // via is a controller's way to a machine. Its first step is told apart from another controller's.
 type via struct {
@@ -139,7 +145,7 @@ func (s *schedule) caller() string {
 	for {
 		f, more := frames.Next()
 		name := f.Function[strings.LastIndexByte(f.Function, '/')+1:]
-		if !more || !strings.Contains(name, ").update") {
+		if !more || !strings.Contains(name, ").update") && !strings.HasSuffix(name, ").take") {
 			return name
 		}
 	}
