@@ -2,6 +2,7 @@ package daemon_test
 
 import (
 	"context"
+	"fmt"
 	"os"
 	"path/filepath"
 	"slices"
@@ -11,9 +12,10 @@ import (
 
 	"github.com/sporevm/spore"
 	"github.com/sporevm/spore/api"
-	"github.com/sporevm/spore/internal/testbed"
-
 	"github.com/sporevm/spore/client"
+	"github.com/sporevm/spore/internal/daemon"
+	"github.com/sporevm/spore/internal/store/pgtest"
+	"github.com/sporevm/spore/internal/testbed"
 )
 
 // operation is something that a server can be killed in the middle of. do starts it and waits for its end, if the
@@ -21,44 +23,54 @@ import (
 type operation struct {
 	name string
 	do   func(ctx context.Context, srv *server, world *world) error
+	at   []string // the steps at which it is killed that no other operation has, or nil: at all
 }
 
 // world is what the operations work on.
 type world struct {
+	config   daemon.Config
 	image    string
 	sandbox  string // running
 	snapshot string
 }
 
+// steps of an operation that are not the freezing itself, which a build has as well.
+var (
+	ofMaking    = []string{"artifact:claimed", "artifact:built", "build:artifact"}
+	ofReplacing = []string{
+		"replica:distributed", "replica:drafted", "replica:proven", "promote.manifest", "promote.manifest.sync", "promote.unlink", "promote.unlink.sync",
+	}
+)
+
 var operations = []operation{
-	{"build", func(ctx context.Context, srv *server, w *world) error {
-		tj, err := srv.BuildTemplate(ctx, api.BuildRequest{Name: "victim", Image: w.image, MemoryMiB: 128, DiskMiB: 128})
+	{name: "build", do: func(ctx context.Context, srv *server, w *world) error {
+		tj, err := srv.BuildTemplate(ctx, api.BuildRequest{Name: "victim", Image: testbed.Ref(w.image), MemoryMiB: 128, DiskMiB: 128})
 		if err != nil {
 			return err
 		}
 		_, err = srv.WaitJob(ctx, tj.Job.ID, nil)
 		return err
 	}},
-	{"snapshot", func(ctx context.Context, srv *server, w *world) error {
+	{name: "snapshot", do: func(ctx context.Context, srv *server, w *world) error {
 		_, err := srv.CreateSnapshot(ctx, w.sandbox, api.SnapshotRequest{})
 		return err
 	}},
-	{"fork", func(ctx context.Context, srv *server, w *world) error {
+	{name: "fork", do: func(ctx context.Context, srv *server, w *world) error {
 		_, err := srv.Fork(ctx, api.ForkRequest{Source: w.sandbox, Count: 2})
 		return err
 	}},
-	{"rollback", func(ctx context.Context, srv *server, w *world) error {
+	{name: "rollback", do: func(ctx context.Context, srv *server, w *world) error {
 		_, err := srv.Rollback(ctx, w.sandbox, w.snapshot)
 		return err
 	}},
-	{"pause", func(ctx context.Context, srv *server, w *world) error {
+	{name: "pause", do: func(ctx context.Context, srv *server, w *world) error {
 		if _, err := srv.PauseSandbox(ctx, w.sandbox); err != nil {
 			return err
 		}
 		_, err := srv.ResumeSandbox(ctx, w.sandbox, nil)
 		return err
 	}},
-	{"commit", func(ctx context.Context, srv *server, w *world) error {
+	{name: "commit", do: func(ctx context.Context, srv *server, w *world) error {
 		tj, err := srv.CommitSandbox(ctx, w.sandbox, api.CommitRequest{Name: "victim"})
 		if err != nil {
 			return err
@@ -66,14 +78,14 @@ var operations = []operation{
 		_, err = srv.WaitJob(ctx, tj.Job.ID, nil)
 		return err
 	}},
-	{"create and kill", func(ctx context.Context, srv *server, w *world) error {
+	{name: "create and kill", do: func(ctx context.Context, srv *server, w *world) error {
 		sb, err := srv.CreateSandbox(ctx, api.CreateRequest{Template: w.snapshot})
 		if err != nil {
 			return err
 		}
 		return srv.DeleteSandbox(ctx, sb.ID)
 	}},
-	{"delete", func(ctx context.Context, srv *server, w *world) error {
+	{name: "delete", do: func(ctx context.Context, srv *server, w *world) error {
 		snap, err := srv.CreateSnapshot(ctx, w.sandbox, api.SnapshotRequest{Name: "victim"})
 		if err != nil {
 			return err
@@ -81,17 +93,75 @@ var operations = []operation{
 		_, err = srv.DeleteSnapshot(ctx, snap.ID, client.DeleteOptions{Force: true})
 		return err
 	}},
+	{name: "redo", do: redo("base", spore.RedoAll), at: slices.Concat([]string{"job:begun"}, ofMaking, ofReplacing)},
+	{name: "redo of a snapshot", do: redo("kept", spore.RedoAll), at: ofReplacing},
+	{name: "heal", do: func(ctx context.Context, srv *server, w *world) error {
+		late := filepath.Join(w.config.DataDir, "late") // the image, which is not there when it is built for the first time
+		if err := os.Remove(late); err != nil && !os.IsNotExist(err) {
+			return err
+		}
+		tj, err := srv.BuildTemplate(ctx, api.BuildRequest{Name: "victim", Image: testbed.Ref(late), MemoryMiB: 128, DiskMiB: 64})
+		if err != nil {
+			return err
+		}
+		if _, err := srv.WaitJob(ctx, tj.Job.ID, nil); spore.CodeOf(err) != spore.CodeNotFound {
+			return fmt.Errorf("a build of no image ends with %w", err)
+		}
+		if err := os.Symlink(w.image, late); err != nil {
+			return err
+		}
+		return redo("victim", spore.RedoFailedOnly)(ctx, srv, w)
+	}, at: slices.Concat(ofMaking, ofReplacing[:3])},
+}
+
+func redo(ref string, mode spore.RedoMode) func(context.Context, *server, *world) error {
+	return func(ctx context.Context, srv *server, _ *world) error {
+		j, err := srv.RedoTemplate(ctx, ref, api.RedoRequest{Mode: mode})
+		if err != nil {
+			return err
+		}
+		_, err = srv.WaitJob(ctx, j.ID, nil)
+		return err
+	}
 }
 
 // TestKilledAtEachStep kills the server at each step of each operation. The next server settles what was left: every
 // job ends, what is listed is there and what is there is listed, the sandbox works, and no process is anyone's.
 func TestKilledAtEachStep(t *testing.T) {
-	t.Parallel()
-	cfg := daemonConfig(t)
+	for _, op := range operations {
+		t.Run(op.name, func(t *testing.T) {
+			t.Parallel()
+			killedAtEachStep(t, op, daemonConfig(t))
+		})
+	}
+}
+
+// TestKilledOnPostgres kills the server at the steps of operations whose rows are in PostgreSQL.
+func TestKilledOnPostgres(t *testing.T) {
+	for name, at := range map[string][]string{
+		"create and kill":    nil,
+		"snapshot":           {"snapshot:recorded", "capture.state", "snapshot:frozen"},
+		"rollback":           nil,
+		"redo of a snapshot": {"replica:distributed", "replica:proven", "promote.unlink"},
+	} {
+		t.Run(name, func(t *testing.T) {
+			t.Parallel()
+			op := operations[slices.IndexFunc(operations, func(o operation) bool { return o.name == name })]
+			op.at = at
+			killedAtEachStep(t, op, onPostgres(t, pgtest.Start(t)).Config)
+		})
+	}
+}
+
+func killedAtEachStep(t *testing.T, op operation, cfg daemon.Config) {
 	srv := start(t, serving{Config: cfg})
 	srv.installKernel(t)
-	srv.build(t, "base", "busybox")
-	w := &world{image: testbed.Ref(testbed.Image(t, "static"))}
+	tj, err := srv.BuildTemplate(t.Context(), smallBuild(t, "base"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	srv.await(t, tj)
+	w := &world{config: cfg, image: testbed.Image(t, "static")}
 	w.sandbox = srv.create(t, "base").ID
 	srv.sh(t, w.sandbox, "echo kept > /root/file")
 	snap, err := srv.CreateSnapshot(t.Context(), w.sandbox, api.SnapshotRequest{Name: "kept"})
@@ -101,28 +171,20 @@ func TestKilledAtEachStep(t *testing.T) {
 	w.snapshot = snap.ID
 	srv.stop(t)
 
-	for _, op := range operations {
-		t.Run(op.name, func(t *testing.T) {
-			steps := stepsOf(t, cfg.DataDir, op, w)
-			t.Logf("%d steps", len(steps))
-			for _, step := range steps {
-				t.Run(strings.ReplaceAll(step, "/", "_"), func(t *testing.T) {
-					killedAt(t, cfg.DataDir, op, w, step)
-				})
-			}
-		})
+	steps := stepsOf(t, op, w)
+	t.Logf("%d steps", len(steps))
+	for _, step := range steps {
+		t.Run(strings.ReplaceAll(step, "/", "_"), func(t *testing.T) { killedAt(t, op, w, step) })
 	}
 	srv = start(t, serving{Config: cfg})
 	srv.clean(t)
 }
 
-// stepsOf runs an operation to its end and answers the steps that it came by, each once.
-func stepsOf(t *testing.T, dir string, op operation, w *world) []string {
+// stepsOf runs an operation to its end and answers the steps that it came by and is killed at, each once.
+func stepsOf(t *testing.T, op operation, w *world) []string {
 	t.Helper()
 	file := filepath.Join(t.TempDir(), "steps")
-	cfg := serving{Steps: file}
-	cfg.DataDir = dir
-	srv := start(t, cfg)
+	srv := start(t, serving{Config: w.config, Steps: file})
 	if err := os.Truncate(file, 0); err != nil && !os.IsNotExist(err) {
 		t.Fatal(err)
 	}
@@ -144,14 +206,21 @@ func stepsOf(t *testing.T, dir string, op operation, w *world) []string {
 	if len(steps) == 0 {
 		t.Fatal("the operation has no steps at all")
 	}
+	for _, s := range op.at {
+		if !slices.Contains(steps, s) {
+			t.Errorf("the operation does not come by %s", s)
+		}
+	}
+	if op.at != nil {
+		steps = slices.DeleteFunc(steps, func(s string) bool { return !slices.Contains(op.at, s) })
+	}
 	return steps
 }
 
-func killedAt(t *testing.T, dir string, op operation, w *world, step string) {
+func killedAt(t *testing.T, op operation, w *world, step string) {
 	ctx, cancel := context.WithTimeout(t.Context(), 3*time.Minute)
 	defer cancel()
-	cfg := serving{CrashAt: step}
-	cfg.DataDir = dir
+	cfg := serving{Config: w.config, CrashAt: step}
 	srv := start(t, cfg)
 	opCtx, giveUp := context.WithCancel(ctx)
 	defer giveUp()
