@@ -75,8 +75,11 @@ func (f *fleet) promise(id string, mib int) {
 func (f *fleet) free(n *spore.Node) int {
 	f.mu.RLock()
 	defer f.mu.RUnlock()
-	return n.MemoryMiB - n.MemoryPromisedMiB - f.placed[n.ID]
+	return f.left(n)
 }
+
+// left is free for a caller who holds the lock.
+func (f *fleet) left(n *spore.Node) int { return n.MemoryMiB - n.MemoryPromisedMiB - f.placed[n.ID] }
 
 // Join adds a node, or replaces the way to it. It may be called at any time.
 func (c *Center) Join(ctx context.Context, n Node) error {

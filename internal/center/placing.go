@@ -30,11 +30,14 @@ type wish struct {
 // spots judges every replica of a template: can a sandbox start from it there now?
 func (c *Center) spots(t *spore.Template, replicas []*spore.Replica, w wish) []spot {
 	all := make([]spot, 0, len(replicas))
+	fleet := c.fleet
+	fleet.mu.RLock() // once for all of what may be a thousand nodes
+	defer fleet.mu.RUnlock()
 	for _, r := range replicas {
 		can := spot{nodeID: r.NodeID, compat: spore.CompatUnknown}
-		n := c.fleet.facts(r.NodeID)
+		n := fleet.known[r.NodeID]
 		if n != nil && r.Status == spore.ReplicaReady {
-			can.compat, can.freeMiB = r.CompatPolicy.Serves(r.Bound, n.Components, n.Installed), c.fleet.free(n)
+			can.compat, can.freeMiB = r.CompatPolicy.Serves(r.Bound, n.Components, n.Installed), fleet.left(n)
 		}
 		can.lost = r.Status == spore.ReplicaReady && (n == nil || n.State == spore.NodeForgotten)
 		switch {
@@ -59,7 +62,7 @@ func (c *Center) spots(t *spore.Template, replicas []*spore.Replica, w wish) []s
 			can.whyNot = "its disk is full"
 		case t.Resources.MemoryMiB > n.MemoryMiB:
 			can.whyNot = "its memory is smaller than the sandbox's"
-		case c.fleet.node(n.ID) == nil:
+		case fleet.members[n.ID] == nil:
 			can.whyNot = "this controller has no way to it"
 		}
 		all = append(all, can)

@@ -41,7 +41,8 @@ func (l labelled) filter(list *listing, labels map[string]string, first string) 
 			list.and("key = ? AND value = ? AND id = of_id", key, labels[key])
 			continue
 		}
-		list.and("EXISTS (SELECT 1 FROM "+l.labels+" AS other WHERE other.of_id = "+l.table+".id AND other.key = ? AND other.value = ?)", key, labels[key])
+		// Not EXISTS: PostgreSQL makes a join of that, and may read all rows that have the label first.
+		list.and("(SELECT 1 FROM "+l.labels+" AS other WHERE other.of_id = "+l.table+".id AND other.key = ? AND other.value = ?) = 1", key, labels[key])
 	}
 }
 
