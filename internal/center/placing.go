@@ -15,6 +15,7 @@ type spot struct {
 	nodeID  string
 	whyNot  string
 	lost    bool // a READY replica on a node that is not there any more
+	outside bool // not among the nodes asked for
 	compat  spore.CompatStatus
 	freeMiB int
 }
@@ -39,6 +40,7 @@ func (c *Center) spots(t *spore.Template, replicas []*spore.Replica, w wish) []s
 		if n != nil && r.Status == spore.ReplicaReady {
 			can.compat, can.freeMiB = r.CompatPolicy.Serves(r.Bound, n.Components, n.Installed), fleet.left(n)
 		}
+		can.outside = len(w.scope) > 0 && !slices.Contains(w.scope, r.NodeID) || w.hard && w.preferred != r.NodeID
 		can.lost = r.Status == spore.ReplicaReady && (n == nil || n.State == spore.NodeForgotten)
 		switch {
 		case r.Status != spore.ReplicaReady:
@@ -93,7 +95,7 @@ func choose(t *spore.Template, all []spot, w wish) (string, error) {
 	}
 	var stale, lost []string
 	for _, can := range all {
-		if can.compat == spore.CompatStale {
+		if can.compat == spore.CompatStale && !can.outside {
 			stale = append(stale, can.nodeID)
 		}
 		if can.lost {
@@ -109,7 +111,8 @@ func choose(t *spore.Template, all []spot, w wish) (string, error) {
 	}
 	e := spore.Errorf(spore.CodeConflict, "%s %s cannot start on any node that may be used", t.Kind, t.Label()).Because(spore.ReasonNoReadyReplica)
 	if len(all) > 0 {
-		e.Message += ": " + all[0].nodeID + ": " + all[0].whyNot
+		asked := max(0, slices.IndexFunc(all, func(can spot) bool { return !can.outside }))
+		e.Message += ": " + all[asked].nodeID + ": " + all[asked].whyNot
 		if len(all) > 1 {
 			e.Message += ", and others"
 		}
