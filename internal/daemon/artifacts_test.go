@@ -59,7 +59,7 @@ func TestArtifactsAreToldAndRead(t *testing.T) {
 			t.Errorf("the verdict is %+v", v)
 		}
 
-		tok, err := f.ArtifactToken(ctx, a.ID, time.Minute)
+		tok, err := f.ArtifactToken(ctx, a.ID, 5*time.Second)
 		f.ok(err)
 		status, whole, header := f.content(tok, "")
 		sum := sha256.Sum256(whole)
@@ -83,7 +83,7 @@ func TestArtifactsAreToldAndRead(t *testing.T) {
 		if status, _, _ := f.content(&other, ""); status != 401 {
 			t.Errorf("anything else by the token is %d", status)
 		}
-		f.pass(2 * time.Minute)
+		f.pass(6 * time.Second)
 		if status, _, _ := f.content(tok, ""); status != 401 {
 			t.Errorf("when its time is up the token is good for %d", status)
 		}
@@ -189,7 +189,7 @@ func TestUnusedArtifactsGo(t *testing.T) {
 		id := f.build("base", api.ReplicaPolicy{}).ArtifactID
 		_, err := f.DeleteTemplate(ctx, "base", client.DeleteOptions{})
 		f.ok(err)
-		f.pass(2 * time.Minute)
+		f.pass(loops)
 		a, err := f.GetArtifact(ctx, id)
 		f.ok(err)
 		if *a.Users != 0 || a.UnusedAt.IsZero() || a.Status != spore.ArtifactReady {
@@ -198,13 +198,13 @@ func TestUnusedArtifactsGo(t *testing.T) {
 		if again := f.build("base", api.ReplicaPolicy{}); again.ArtifactID != id {
 			t.Errorf("the next build made %s", again.ArtifactID)
 		}
-		f.pass(2 * time.Minute)
+		f.pass(loops)
 		if a, err = f.GetArtifact(ctx, id); err != nil || !a.UnusedAt.IsZero() {
 			t.Errorf("used again it is %+v, %v", a, err)
 		}
 		_, err = f.DeleteTemplate(ctx, "base", client.DeleteOptions{})
 		f.ok(err)
-		f.pass(2 * time.Minute)
+		f.pass(loops)
 		f.leap(8 * 24 * time.Hour)
 		_, err = f.GetArtifact(ctx, id)
 		f.refused(err, refusal{code: spore.CodeNotFound, status: 404, words: []string{id}})

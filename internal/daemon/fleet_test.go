@@ -58,6 +58,7 @@ func (fleetService) InstallKernel(context.Context, center.KernelSource, func(str
 // inFleet runs a test against a server with so many machines.
 func inFleet(t *testing.T, machines int, test func(t *testing.T, f *fleet), change ...func(*center.Options)) {
 	t.Helper()
+	t.Parallel()
 	dir := t.TempDir()
 	synctest.Test(t, func(t *testing.T) {
 		f := &fleet{t: t, dir: dir}
@@ -162,10 +163,13 @@ func (f *fleet) pass(d time.Duration) {
 	synctest.Wait()
 }
 
+// loops is long enough for all that the server does now and then to come round once, but for what it does by the hour.
+const loops = 65 * time.Second
+
 // leap makes it much later for the server, which does not live through all the time between.
 func (f *fleet) leap(d time.Duration) {
 	f.ahead.Add(int64(d))
-	f.pass(2 * time.Minute) // once around all loops
+	f.pass(loops)
 }
 
 // until lets time go by until ok says so; within the hours after which a server has tried everything.

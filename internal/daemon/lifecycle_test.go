@@ -14,6 +14,7 @@ import (
 
 // TestLifecycle takes one image through everything that a user does, on a real hypervisor.
 func TestLifecycle(t *testing.T) {
+	t.Parallel()
 	srv := start(t, serving{Config: daemonConfig(t)})
 	ctx := t.Context()
 	srv.installKernel(t)
@@ -97,6 +98,7 @@ func TestLifecycle(t *testing.T) {
 
 // TestForksAreStrangers wants two forks of one snapshot to share no identity, and to know what time it is.
 func TestForksAreStrangers(t *testing.T) {
+	t.Parallel()
 	srv := start(t, serving{Config: daemonConfig(t)})
 	srv.installKernel(t)
 	srv.build(t, "busybox", "busybox")
@@ -143,6 +145,7 @@ func TestForksAreStrangers(t *testing.T) {
 // TestServerDies kills the server under running sandboxes: the next one finds them all, and says so of the one whose
 // hypervisor died meanwhile.
 func TestServerDies(t *testing.T) {
+	t.Parallel()
 	cfg := daemonConfig(t)
 	srv := start(t, serving{Config: cfg})
 	srv.installKernel(t)

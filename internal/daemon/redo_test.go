@@ -107,9 +107,6 @@ func TestRedo(t *testing.T) {
 // breakReplicas loses the bytes of replicas, and keeps the loop from making them again until somebody asks for it.
 func (f *fleet) breakReplicas(tpl *api.Template, nodes ...string) {
 	f.t.Helper()
-	for _, node := range nodes {
-		f.cluster.Machine(node).HarmFrozen(tpl.ID, simnode.Loss)
-	}
 	fault := func(node, step string) error {
 		if slices.Contains(nodes, node) && (step == "probe:begin") {
 			return errBroken
@@ -117,6 +114,12 @@ func (f *fleet) breakReplicas(tpl *api.Template, nodes ...string) {
 		return nil
 	}
 	f.fault.Store(&fault)
+	for _, node := range nodes {
+		f.cluster.Machine(node).HarmFrozen(tpl.ID, simnode.Loss)
+		if _, err := f.CreateSandbox(f.t.Context(), api.CreateRequest{Template: tpl.ID, Nodes: []string{node}}); spore.CodeOf(err) != spore.CodeNotFound {
+			f.t.Errorf("%s starts on %s, where it is lost: %v", tpl.Name, node, err)
+		}
+	}
 	f.until("the loss is known", func() bool {
 		list := f.must(f.ListReplicas(f.t.Context(), tpl.ID))
 		lost := 0

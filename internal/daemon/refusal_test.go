@@ -49,6 +49,7 @@ func (s *server) failedBuild(t *testing.T, req api.BuildRequest) error {
 
 // TestRefusedImages gives the builder images that cannot become templates.
 func TestRefusedImages(t *testing.T) {
+	t.Parallel()
 	srv := start(t, serving{Config: daemonConfig(t)})
 	srv.installKernel(t)
 	registry := testbed.Registry(t)
@@ -146,6 +147,7 @@ func flip(t *testing.T, path string, offset int64) {
 
 // TestRefusedRequests asks for what cannot be: nothing comes of it.
 func TestRefusedRequests(t *testing.T) {
+	t.Parallel()
 	srv := start(t, serving{Config: daemonConfig(t)})
 	srv.installKernel(t)
 	ctx := t.Context()
@@ -242,6 +244,7 @@ func TestRefusedRequests(t *testing.T) {
 
 // TestHostileCommands runs what misbehaves inside a sandbox.
 func TestHostileCommands(t *testing.T) {
+	t.Parallel()
 	srv := start(t, serving{Config: daemonConfig(t)})
 	srv.installKernel(t)
 	tj, err := srv.BuildTemplate(t.Context(), api.BuildRequest{
@@ -366,6 +369,7 @@ func TestFullHostDisk(t *testing.T) {
 // TestFlippedByte damages each stored piece in turn: it is refused with its name, fsck finds it, and what does not
 // stand on it goes on.
 func TestFlippedByte(t *testing.T) {
+	t.Parallel()
 	srv := start(t, serving{Config: daemonConfig(t)})
 	srv.installKernel(t)
 	srv.build(t, "busybox", "busybox")

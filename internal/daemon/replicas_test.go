@@ -147,7 +147,7 @@ func TestLossIsRepaired(t *testing.T) {
 		}
 		f.until("it is whole again", func() bool { return f.replicas("alone") == "n1 READY" })
 		f.create("alone", "n1")
-		f.pass(10 * time.Minute)
+		f.pass(loops)
 		if got := f.template("last"); got.Status != spore.TemplateFailed || !strings.Contains(got.LastError, "damaged") {
 			t.Errorf("the snapshot is %s (%q)", got.Status, got.LastError)
 		}
@@ -181,7 +181,7 @@ func TestNodeIsDrained(t *testing.T) {
 		}
 		_, err = f.UndrainNode(t.Context(), from)
 		f.ok(err)
-		f.pass(5 * time.Minute)
+		f.pass(loops)
 		if got := f.replicas("base"); strings.Count(got, "READY") != 2 {
 			t.Errorf("in use again, it is on %s", got)
 		}
