@@ -210,7 +210,7 @@ func (w *world) checkMachine(p *picture, id string) {
 		}
 	}
 	for _, r := range p.replicas {
-		if r.NodeID == id && r.Status == spore.ReplicaReady {
+		if r.NodeID == id && (r.Status == spore.ReplicaReady || r.CleanupRequired) { // the rows know of it, or that it may be there
 			wanted[r.TemplateID] = true
 		}
 	}
