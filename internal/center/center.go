@@ -58,7 +58,6 @@ type Center struct {
 	sandboxes keyedMutex // serialises what happens to one sandbox
 	forking   sync.Map   // ids of snapshots that a fork has made and not yet put to use
 	running   sync.Map   // ids of queued jobs that run right now
-	direct    sync.Map   // ids of jobs that run here with their caller waiting
 
 	unfinished unfinished
 	ending     chan struct{} // one for each sandbox that is being ended because its time is up

@@ -60,8 +60,6 @@ func (c *Center) DeleteTemplate(ctx context.Context, key Idempotency, ref string
 	if j.Result, err = json.Marshal(d); err != nil {
 		return nil, err
 	}
-	c.direct.Store(j.ID, true)
-	defer c.direct.Delete(j.ID)
 	err = c.update(ctx, func(tx store.Tx) error {
 		if earlier, err = replay(tx, key); err != nil || earlier != "" {
 			return err

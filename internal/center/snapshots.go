@@ -99,8 +99,6 @@ func (c *Center) snapshot(ctx context.Context, key Idempotency, sandboxID string
 		return c.templateByID(ctx, earlier)
 	}
 	c.opt.Hook("snapshot:recorded")
-	c.direct.Store(j.ID, true)
-	defer c.direct.Delete(j.ID)
 	var f *spore.Frozen
 	n, err := c.on(s.NodeID)
 	if err == nil {
@@ -289,8 +287,6 @@ func (c *Center) rollback(ctx context.Context, key Idempotency, sandboxID, snaps
 	undo := func(cause error) error {
 		return c.dropGeneration(ctx, s, &next, c.failDirect(ctx, j.ID, cause))
 	}
-	c.direct.Store(j.ID, true)
-	defer c.direct.Delete(j.ID)
 	if err := c.progress(ctx, j.ID, spore.PhaseRollbackDriving, 25, nil); err != nil {
 		return nil, undo(err)
 	}
