@@ -20,7 +20,7 @@ func TestDerivedOutliveTheirParents(t *testing.T) {
 		f.ok(machine.Write(s.ID, 1, "/root/file", "one"))
 		one := f.snapshot(s.ID, "one")
 		f.ok(machine.Write(s.ID, 1, "/root/file", "two"))
-		two := f.snapshot(s.ID, "two")
+		f.snapshot(s.ID, "two")
 		f.ok(f.DeleteSandbox(ctx, s.ID))
 
 		for _, ref := range []string{"base", "one"} {
@@ -37,7 +37,8 @@ func TestDerivedOutliveTheirParents(t *testing.T) {
 		}
 		_, err := f.CollectGarbage(ctx, false)
 		f.ok(err)
-		if two = f.template("two"); two.Status != spore.TemplateReady || two.ParentID != one.ID {
+		two := f.template("two")
+		if two.Status != spore.TemplateReady || two.ParentID != one.ID {
 			t.Errorf("what came of it is %+v", two)
 		}
 		again := f.create("two")
