@@ -15,9 +15,9 @@ type ReplicaPhase string
 
 const (
 	ReplicaPending      ReplicaPhase = "PENDING"      // wanted; its job waits
-	ReplicaDistributing ReplicaPhase = "DISTRIBUTING" // the node fetches, or builds, what it stands on
+	ReplicaDistributing ReplicaPhase = "DISTRIBUTING" // the node builds its artifact, or fetches that and the frozen state
 	ReplicaDistributed  ReplicaPhase = "DISTRIBUTED"  // that is there
-	ReplicaSnapshotting ReplicaPhase = "SNAPSHOTTING" // the VM boots and is frozen, or its frozen state is fetched
+	ReplicaSnapshotting ReplicaPhase = "SNAPSHOTTING" // the VM boots and is frozen, if that was not fetched; it is proven by a thaw
 	ReplicaPhaseReady   ReplicaPhase = "READY"
 	ReplicaPhaseFailed  ReplicaPhase = "FAILED"
 	ReplicaCleaning     ReplicaPhase = "CLEANING" // its bytes are being removed

@@ -38,7 +38,7 @@ func (c *Center) runBuild(ctx context.Context, j *spore.Job) error {
 	if err != nil {
 		return err
 	}
-	frozen, err := c.bake(ctx, j, n, t, req, t.ID)
+	frozen, err := c.bake(ctx, j, n, t, req, t.ID, func() error { return nil })
 	if err != nil {
 		return err
 	}
@@ -82,8 +82,9 @@ func (c *Center) buildNode(ctx context.Context, j *spore.Job, t *spore.Template)
 	return nil, refusal
 }
 
-// bake builds an image's artifact on a node and freezes a template of it there under the id as. It fills t with what it learns.
-func (c *Center) bake(ctx context.Context, j *spore.Job, n Node, t *spore.Template, req BuildRequest, as string) (_ *spore.Frozen, err error) {
+// bake builds an image's artifact on a node and freezes a template of it there under the id as. It fills t with what it learns, and
+// calls built when the artifact is there.
+func (c *Center) bake(ctx context.Context, j *spore.Job, n Node, t *spore.Template, req BuildRequest, as string, built func() error) (_ *spore.Frozen, err error) {
 	if t.KernelID, err = n.ResolveKernel(ctx, req.KernelID); err != nil {
 		return nil, err
 	}
@@ -98,6 +99,9 @@ func (c *Center) bake(ctx context.Context, j *spore.Job, n Node, t *spore.Templa
 		c.note(ctx, j.ID, "info", "artifact %s is built from %s", art.ID, art.Image.Digest)
 	}
 	c.opt.Hook("build:artifact")
+	if err := built(); err != nil {
+		return nil, err
+	}
 	if err := c.progress(ctx, j.ID, spore.PhaseGeneratingJSON, percentCreating, nil); err != nil {
 		return nil, err
 	}

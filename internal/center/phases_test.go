@@ -4,6 +4,7 @@ import (
 	"errors"
 	"slices"
 	"strings"
+	"sync"
 	"sync/atomic"
 	"testing"
 	"time"
@@ -279,6 +280,47 @@ func TestRollbackRecovers(t *testing.T) {
 		back, err := w.Rollback(ctx, center.Idempotency{Key: "again", Digest: "d"}, s.ID, point.ID) // the key was given free
 		if err != nil || back.Generation != 2 || back.TemplateID != point.ID {
 			t.Errorf("%+v, %v", back, err)
+		}
+	})
+}
+
+// TestPhasesAreOfWhatIsDone looks at rows while the machine is at each step.
+func TestPhasesAreOfWhatIsDone(t *testing.T) {
+	inWorld(t, 2, center.Options{}, func(t *testing.T, w *world) {
+		base := w.template("base", spore.ReplicaPolicy{Nodes: []string{"n1"}})
+		var mu sync.Mutex
+		seen := map[string]string{}
+		look := func(step string) string {
+			mu.Lock()
+			defer mu.Unlock()
+			return seen[step]
+		}
+		w.faulty(func(node, step string) error {
+			list, err := w.Replicas(t.Context(), base.ID)
+			mu.Lock()
+			defer mu.Unlock()
+			for _, r := range list {
+				if err == nil && r.NodeID == node {
+					seen[node+" "+step] = string(r.Phase) + " " + string(r.Status)
+				}
+			}
+			return nil
+		})
+		w.redo("base", center.RedoRequest{})
+		_, err := w.UpdateTemplate(t.Context(), "base", center.TemplateUpdate{Replicas: &spore.ReplicaPolicy{Nodes: []string{"n1", "n2"}}})
+		w.ok(err)
+		w.pass(time.Minute)
+		for step, want := range map[string]string{
+			"n1 build:resolve":  "DISTRIBUTING READY", // a redo makes the next one beside it
+			"n1 bake:boot":      "SNAPSHOTTING READY",
+			"n1 probe:thawed":   "SNAPSHOTTING READY",
+			"n1 promote:commit": "SNAPSHOTTING READY",
+			"n2 fetch:copy":     "DISTRIBUTING FAILED",
+			"n2 probe:thawed":   "SNAPSHOTTING FAILED",
+		} {
+			if got := look(step); got != want {
+				t.Errorf("at %s it is %q", step, got)
+			}
 		}
 	})
 }

@@ -113,14 +113,14 @@ func (c *Center) bringTo(ctx context.Context, j *spore.Job, n Node, id string, h
 	if err != nil {
 		return nil, nil, err
 	}
-	if err := at(spore.ReplicaDistributed); err != nil {
-		return nil, nil, err
+	distributed := func() error {
+		if err := at(spore.ReplicaDistributed); err != nil {
+			return err
+		}
+		c.opt.Hook("replica:distributed")
+		return at(spore.ReplicaSnapshotting)
 	}
-	c.opt.Hook("replica:distributed")
-	if err := at(spore.ReplicaSnapshotting); err != nil {
-		return nil, nil, err
-	}
-	if err := c.materialise(ctx, j, n, t, draft, peers, how); err != nil {
+	if err := c.materialise(ctx, j, n, t, draft, peers, how, distributed); err != nil {
 		return nil, nil, err
 	}
 	c.opt.Hook("replica:drafted")
@@ -146,17 +146,21 @@ func (c *Center) wasLost(ctx context.Context, id, nodeID string) (lost bool, err
 }
 
 // materialise makes the frozen state of t on a node under the id as, by the first way that is open: from its own disk there,
-// from a peer that has it, or from its image. What a build learns is written into t.
-func (c *Center) materialise(ctx context.Context, j *spore.Job, n Node, t *spore.Template, as string, peers []string, how makeHow) error {
+// from a peer that has it, or from its image. What a build learns is written into t. distributed is called when the node has
+// what the template stands on.
+func (c *Center) materialise(ctx context.Context, j *spore.Job, n Node, t *spore.Template, as string, peers []string, how makeHow, distributed func() error) error {
 	note := func(line string) { c.note(ctx, j.ID, "info", "%s: %s", n.ID(), line) }
 	req, fromImage, err := c.buildRequest(ctx, t)
 	if err != nil {
 		return err
 	}
 	if _, err := n.Frozen(ctx, as); err == nil && !fromImage {
-		return nil // a run of this job that was cut off had come so far
+		return distributed() // a run of this job that was cut off had come so far
 	}
 	if how == makeAgain && !fromImage {
+		if err := distributed(); err != nil {
+			return err
+		}
 		_, err := c.rebake(ctx, n, t, as, note)
 		if code := spore.CodeOf(err); code != spore.CodeNotFound && code != spore.CodeDamaged {
 			return err
@@ -168,7 +172,10 @@ func (c *Center) materialise(ctx context.Context, j *spore.Job, n Node, t *spore
 			return err
 		}
 		_, err := n.Fetch(ctx, t, as, peers, note)
-		if err == nil || !fromImage || ctx.Err() != nil {
+		if err == nil {
+			return distributed()
+		}
+		if !fromImage || ctx.Err() != nil {
 			return err
 		}
 		note("not fetched: " + spore.AsError(err).Error())
@@ -182,7 +189,7 @@ func (c *Center) materialise(ctx context.Context, j *spore.Job, n Node, t *spore
 			WithHint("it was taken from a sandbox and cannot be made from an image; remove it: spore %s rm %s", t.Kind, t.Label()).
 			Because(spore.ReasonNoReadyReplica)
 	}
-	_, err = c.bake(ctx, j, n, t, req, as)
+	_, err = c.bake(ctx, j, n, t, req, as, distributed)
 	return err
 }
 
