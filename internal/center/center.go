@@ -10,6 +10,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"hash/fnv"
 	"log/slog"
 	"sync"
 	"time"
@@ -185,13 +186,20 @@ func (c *Center) Stop(ctx context.Context) error {
 	}
 }
 
-// apart is how far the loops of a center start from each other, so that they do not all come for the rows at once.
+// apart is how far the loops of a center start from each other, so that they do not all come for the rows at once. Those of another
+// center that starts at the same time are off by up to a millisecond.
 const apart = 7 * time.Millisecond
+
+func (c *Center) phase() time.Duration {
+	h := fnv.New32a()
+	h.Write([]byte(c.opt.Controller))
+	return time.Duration(c.started)*apart + time.Duration(h.Sum32()%uint32(time.Millisecond))
+}
 
 // every runs do again and again until the center stops.
 func (c *Center) every(period time.Duration, do func(context.Context) error) {
 	c.started++
-	phase := time.Duration(c.started) * apart
+	phase := c.phase()
 	c.loops.Go(func() {
 		select {
 		case <-c.life.Done():
