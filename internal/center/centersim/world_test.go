@@ -164,7 +164,7 @@ func (w *world) start() *controller {
 		nodes = append(nodes, via{h, w, c})
 	}
 	c.center = center.New(gated{c.store, w, c}, nodes, center.Options{
-		Controller: c.name, Alone: w.alone, Logger: w.log.With("controller", c.name), Hook: func(step string) { w.at(c.name + " " + step) },
+		Controller: c.name, Alone: w.alone, Logger: w.log.With("controller", c.name),
 		OnFenced: func() { c.failed.Store(true) },
 	})
 	w.controllers = append(w.controllers, c)
