@@ -250,7 +250,12 @@ func killedAt(t *testing.T, op operation, w *world, step string) {
 	if _, err := srv.CollectGarbage(ctx, false); err != nil {
 		t.Fatal(err)
 	}
-	srv.checked(t)
+	if report, err = srv.Check(ctx, false, nil); err != nil { // what is left was read whole above
+		t.Fatal(err)
+	}
+	for _, p := range report.Problems {
+		t.Errorf("fsck: %s: %s: %s", p.Object, p.Kind, p.Detail)
+	}
 	srv.noStrays(ctx, t)
 	srv.stop(t)
 }
