@@ -23,7 +23,7 @@ import (
 type operation struct {
 	name string
 	do   func(ctx context.Context, srv *server, world *world) error
-	at   []string // the steps at which it is killed that no other operation has, or nil: at all
+	at   []string // the steps at which it is killed; nil: at all
 }
 
 // world is what the operations work on.
@@ -34,8 +34,10 @@ type world struct {
 	snapshot string
 }
 
-// steps of an operation that are not the freezing itself, which a build has as well.
+// Steps of operations that boot a guest, which takes long. Of the freezing itself, which snapshot, fork and commit are killed in
+// the middle of at every step, a build is killed only where something else is on disk than at the step before.
 var (
+	ofFreezing  = []string{"stage.owner", "capture.state", "piece.admit", "manifest.write", "publish.manifest", "stage.remove"}
 	ofMaking    = []string{"artifact:claimed", "artifact:built", "build:artifact"}
 	ofReplacing = []string{
 		"replica:distributed", "replica:drafted", "replica:proven", "promote.manifest", "promote.manifest.sync", "promote.unlink", "promote.unlink.sync",
@@ -50,7 +52,7 @@ var operations = []operation{
 		}
 		_, err = srv.WaitJob(ctx, tj.Job.ID, nil)
 		return err
-	}},
+	}, at: slices.Concat([]string{"job:begun", "artifact:noted", "build:frozen"}, ofMaking, ofFreezing)},
 	{name: "snapshot", do: func(ctx context.Context, srv *server, w *world) error {
 		_, err := srv.CreateSnapshot(ctx, w.sandbox, api.SnapshotRequest{})
 		return err
@@ -93,7 +95,7 @@ var operations = []operation{
 		_, err = srv.DeleteSnapshot(ctx, snap.ID, client.DeleteOptions{Force: true})
 		return err
 	}},
-	{name: "redo", do: redo("base", spore.RedoAll), at: slices.Concat([]string{"job:begun"}, ofMaking, ofReplacing)},
+	{name: "redo", do: redo("base", spore.RedoAll), at: slices.Concat([]string{"job:begun"}, ofMaking, ofReplacing[:3], []string{"promote.manifest", "promote.unlink"})},
 	{name: "redo of a snapshot", do: redo("kept", spore.RedoAll), at: ofReplacing},
 	{name: "heal", do: func(ctx context.Context, srv *server, w *world) error {
 		late := filepath.Join(w.config.DataDir, "late") // the image, which is not there when it is built for the first time
