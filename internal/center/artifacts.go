@@ -460,12 +460,17 @@ func (c *Center) dropPlacement(tx store.Tx, p spore.Placement) error {
 	return tx.DeletePlacement(p.ArtifactID, p.NodeID)
 }
 
-// artifactGone writes that a node has given up an artifact that nothing there stood on.
-func (c *Center) artifactGone(ctx context.Context, id, nodeID string) error {
+// artifactGone writes that a node has given up an artifact that nothing there stood on, in a collection that began then. One that
+// was given to the node since is there again.
+func (c *Center) artifactGone(ctx context.Context, id, nodeID string, began time.Time) error {
 	return c.update(ctx, func(tx store.Tx) error {
 		a, err := tx.Artifact(id)
 		if err != nil || a.Status == spore.ArtifactBuilding {
 			return ignoreNotFound(err)
+		}
+		there, err := tx.Placements(id, nodeID)
+		if err != nil || len(there) == 0 || !there[0].CreatedAt.Before(began) {
+			return err
 		}
 		if err := tx.DeletePlacement(id, nodeID); err != nil {
 			return err

@@ -102,6 +102,7 @@ func (c *Center) CollectGarbage(ctx context.Context, dryRun bool) (*Collection, 
 		if err != nil {
 			return nil, err
 		}
+		began := c.opt.Now()
 		items, err := n.Collect(ctx, dryRun)
 		if err != nil {
 			return nil, err
@@ -109,7 +110,7 @@ func (c *Center) CollectGarbage(ctx context.Context, dryRun bool) (*Collection, 
 		for _, i := range items {
 			all.Garbage.Bytes += i.Bytes
 			if i.Kind == "artifact" && !dryRun {
-				if err := c.artifactGone(ctx, i.ID, id); err != nil {
+				if err := c.artifactGone(ctx, i.ID, id, began); err != nil {
 					return nil, err
 				}
 			}
