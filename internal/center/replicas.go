@@ -153,6 +153,10 @@ func (c *Center) queueReplica(tx store.Tx, templateID, nodeID string) error {
 		if err == nil && last.Status.Active() {
 			return nil
 		}
+		if r.Status == spore.ReplicaReady { // a redo was ended in the middle: what serves goes on serving
+			r.Phase, r.CleanupRequired, r.UpdatedAt = spore.ReplicaPhaseReady, false, c.opt.Now()
+			return tx.PutReplica(r)
+		}
 	}
 	j, err := c.newJob(spore.OpReplicate, t.Kind, t.ID, "", map[string]string{"node": nodeID})
 	if err != nil {

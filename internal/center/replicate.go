@@ -81,11 +81,9 @@ func (c *Center) makeReplica(ctx context.Context, j *spore.Job, id, nodeID strin
 	if err == nil {
 		err = c.replicaReady(ctx, j, made, nodeID, f)
 	}
-	if err != nil {
+	if err != nil && ctx.Err() == nil { // else the job goes on from the draft with the next server, or was cancelled and leaves a stray
 		c.forget(ctx, nodeID, draftID(id, j.ID))
-		if ctx.Err() == nil {
-			err = errors.Join(c.replicaFailed(ctx, j, id, nodeID, phase, err), err)
-		}
+		err = errors.Join(c.replicaFailed(ctx, j, id, nodeID, phase, err), err)
 	}
 	return err
 }
@@ -301,8 +299,11 @@ func (c *Center) replicaReady(ctx context.Context, j *spore.Job, made *spore.Tem
 			return err
 		}
 		r, err := tx.Replica(id, nodeID)
-		gone = t.Status == spore.TemplateDeleting || t.Status == spore.TemplateDeleted || isNotFound(err) || err == nil && r.Phase == spore.ReplicaCleaning
-		if gone || err != nil {
+		if ignoreNotFound(err) != nil {
+			return err
+		}
+		gone = t.Status == spore.TemplateDeleting || t.Status == spore.TemplateDeleted || err != nil || r.Phase == spore.ReplicaCleaning
+		if gone {
 			return nil
 		}
 		t.Image, t.ArtifactID, t.EgressCA, t.Process = made.Image, made.ArtifactID, made.EgressCA, made.Process

@@ -273,6 +273,12 @@ func TestRedoIsCancelled(t *testing.T) {
 		if after := f.frozen(built.ID); !slices.Equal(before["n1"].Pieces, after["n1"].Pieces) {
 			t.Errorf("it was made anew all the same")
 		}
+		for j, err := range f.ListJobs(t.Context(), api.ListJobsParams{Resource: built.ID, Operation: spore.OpReplicate}) {
+			t.Errorf("what served was taken for failed: %+v, %v", j, err)
+		}
+		if got := f.replicas("built"); got != "n1 READY" {
+			t.Errorf("its replicas are %s", got)
+		}
 		if again, err := f.CancelJob(t.Context(), j.ID); err != nil || again.Status != spore.JobCancelled {
 			t.Errorf("cancelled again it is %+v, %v", again, err)
 		}
