@@ -217,11 +217,6 @@ func (c *call) fetch(id, as, from string, note func(string)) (*spore.Frozen, err
 		return nil, err
 	}
 	s = s.renamed(as)
-	for i, p := range s.pieces() { // what is here already is the same
-		if there := m.pieces[p.id]; there != nil {
-			s.replace(i, there)
-		}
-	}
 	c.hold(s)
 	need := m.newBytes(s)
 	if m.artifacts[rootfs.id] == nil {
@@ -246,6 +241,11 @@ func (c *call) fetch(id, as, from string, note func(string)) (*spore.Frozen, err
 	if m.artifacts[rootfs.id] == nil {
 		m.artifacts[rootfs.id] = &artifact{id: rootfs.id, bytes: rootfs.bytes, digest: rootfs.digest}
 		c.grow(rootfs.bytes)
+	}
+	for i, p := range s.pieces() { // what is here by now, also by another copy that was under way, is the same
+		if there := m.pieces[p.id]; there != nil {
+			s.replace(i, there)
+		}
 	}
 	c.commit(s)
 	for _, p := range s.pieces() { // what was damaged here has been written anew
