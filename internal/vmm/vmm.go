@@ -24,7 +24,7 @@ type Engine interface {
 	Probe(ctx context.Context) (Info, error)
 
 	// Boot starts a VM from its kernel, running. Its RAM lives in the file cfg.Memory, which Boot creates (it must not
-	// exist) and which, once the VM is paused for good, is the memory snapshot. On error nothing is left running and
+	// exist) and which, once the VM is paused for good and SaveState has been called, is the memory snapshot. On error nothing is left running and
 	// no file is left but what the caller made.
 	Boot(ctx context.Context, cfg Config) (VM, error)
 
@@ -68,13 +68,38 @@ type Config struct {
 
 	Memory string // Boot: RAM file to create. Thaw: base RAM file, immutable. Adopt: as it was.
 	Drives []Drive
+	NIC    *NIC `json:",omitempty"` // nil: the VM has no network device
+}
+
+// NIC is the network device of a VM. That there is one belongs to the shape, and so does MAC; where its cable leads does not: a
+// VM may be frozen with one and thawed with another. At most one of Tap and Socket is set; with neither the cable is unplugged.
+type NIC struct {
+	MAC    string
+	NetNS  string `json:",omitempty"` // path of the network namespace that Tap is in
+	Tap    string `json:",omitempty"` // name of a TAP device without vnet headers
+	Socket string `json:",omitempty"` // path of a Unix stream socket that takes Ethernet frames, each after its length in 4 bytes, big-endian
 }
 
 // Drive is one block device of the guest. The guest finds it as /dev/disk/by-id/virtio-ID or by its serial.
 type Drive struct {
 	ID       string // at most 20 bytes of [a-z0-9]; the guest sees it as the drive's serial
-	Path     string // a raw image
+	Path     string // a raw image, or a block device
 	ReadOnly bool
+	// Foreign drives belong to the caller: nothing about them is changed but what the guest writes.
+	Foreign bool        `json:",omitempty"`
+	Limits  DriveLimits `json:",omitzero"`
+}
+
+// DriveLimits bound what a guest does with one drive, reads and writes together; 0 is no bound.
+type DriveLimits struct {
+	BytesPerSecond int64 `json:",omitempty"`
+	OpsPerSecond   int64 `json:",omitempty"`
+}
+
+// Throttler is a VM whose drives' limits can be changed while it lives.
+type Throttler interface {
+	// LimitDrive sets the limits of a drive, given by its id. It fails with spore.CodeNotFound when there is no such drive.
+	LimitDrive(ctx context.Context, id string, l DriveLimits) error
 }
 
 // Image is what a VM is thawed from, beside its Config.
