@@ -26,6 +26,9 @@ type Network struct {
 // Connected says whether there is a cable at all.
 func (n Network) Connected() bool { return n.Mode != "" && n.Mode != NetworkNone }
 
+// IsZero says whether nothing was said of it.
+func (n Network) IsZero() bool { return n.Mode == "" && n.Egress.IsZero() }
+
 // Egress is the policy for what a sandbox sends. For an address the most specific prefix that holds it decides. Built in
 // are: private, shared, link-local, multicast and reserved ranges, and every address of the host, are denied. So a rule for the same or a
 // narrower range opens them, and a rule for all addresses does not. IPv6 is not carried.
@@ -39,6 +42,11 @@ type Egress struct {
 	AllowDomains []string `json:"allowDomains,omitempty"`
 	// Proxy is the URL of an HTTP proxy ("http://10.1.2.3:3128"), which is opened, and named in the environment of commands.
 	Proxy string `json:"proxy,omitempty"`
+}
+
+// IsZero says whether it is the default policy, with nothing said.
+func (e Egress) IsZero() bool {
+	return e.Internet == nil && len(e.AllowCIDRs) == 0 && len(e.DenyCIDRs) == 0 && len(e.AllowDomains) == 0 && e.Proxy == ""
 }
 
 // Limits of a policy, so that a caller cannot make the host's tables grow without bound.

@@ -140,4 +140,5 @@ type Machine struct {
 	Generation int
 	FrozenID   string // that it was thawed from
 	Running    bool   // false: its process has ended
+	Wiring     string // Sandbox.Wiring of what it has in truth
 }

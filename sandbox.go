@@ -1,6 +1,11 @@
 package spore
 
-import "time"
+import (
+	"crypto/sha256"
+	"encoding/hex"
+	"encoding/json"
+	"time"
+)
 
 // SandboxState is where a sandbox stands.
 type SandboxState string
@@ -43,6 +48,11 @@ type Sandbox struct {
 	Env         map[string]string // added for every process in it
 	Cold        bool              // booted rather than thawed
 
+	Network Network
+	Ports   []PortForward // published while it has a VM; host ports are filled in once it runs
+	Limits  Limits
+	Disks   []Disk
+
 	Origin string // id of the job that made it, when one did
 
 	FrozenID string // of the frozen state that resume thaws, while PAUSED
@@ -55,6 +65,28 @@ type Sandbox struct {
 
 // Expired says whether the sandbox's time is up.
 func (s *Sandbox) Expired(now time.Time) bool { return !s.EndsAt.IsZero() && !now.Before(s.EndsAt) }
+
+// Wiring names what of network, ports and limits a sandbox has: two that have the same have the same wiring. It is "" for one
+// with none of it.
+func (s *Sandbox) Wiring() string {
+	if !s.Network.Connected() && len(s.Ports) == 0 && s.Limits == (Limits{}) {
+		return ""
+	}
+	network := s.Network
+	if !network.Connected() {
+		network = Network{} // a policy for a cable that is not there
+	}
+	raw, err := json.Marshal(struct {
+		Network Network       `json:"network,omitzero"`
+		Ports   []PortForward `json:"ports,omitempty"`
+		Limits  Limits        `json:"limits,omitzero"`
+	}{network, s.Ports, s.Limits})
+	if err != nil { // only a number that is none, which Validate refuses
+		return err.Error()
+	}
+	sum := sha256.Sum256(raw)
+	return hex.EncodeToString(sum[:8])
+}
 
 // RuntimeRefStatus is where a runtime ref stands.
 type RuntimeRefStatus string

@@ -53,6 +53,7 @@ type Template struct {
 	Resources  Resources
 	Process    Process
 	Readiness  Readiness
+	NIC        bool // it has a network device, without which its sandboxes have no network
 
 	Version         string // of the form of the stored request; DefaultTemplateVersion
 	Engine          string // that it was frozen under; replicas need nodes of the same
@@ -93,6 +94,9 @@ type CreateDefaults struct {
 	OnEnd      EndAction         `json:"onEnd,omitempty"`
 	Env        map[string]string `json:"env,omitempty"`
 	Labels     map[string]string `json:"labels,omitempty"`
+	Network    *Network          `json:"network,omitempty"`
+	Ports      []PortForward     `json:"ports,omitempty"`
+	Limits     *Limits           `json:"limits,omitempty"`
 }
 
 // Startable says whether sandboxes can start from it now, and if not, why not.

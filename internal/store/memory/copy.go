@@ -109,7 +109,19 @@ func copySandbox(s *spore.Sandbox) *spore.Sandbox {
 	c := *s
 	c.Labels = copyMap(s.Labels)
 	c.Env = copyMap(s.Env)
+	c.Network.Egress = copyEgress(s.Network.Egress)
+	c.Ports = copyList(s.Ports)
+	c.Disks = copyList(s.Disks)
 	return &c
+}
+
+func copyEgress(e spore.Egress) spore.Egress {
+	if e.Internet != nil {
+		on := *e.Internet
+		e.Internet = &on
+	}
+	e.AllowCIDRs, e.DenyCIDRs, e.AllowDomains = copyList(e.AllowCIDRs), copyList(e.DenyCIDRs), copyList(e.AllowDomains)
+	return e
 }
 
 func keepSandbox(s *spore.Sandbox) *spore.Sandbox {

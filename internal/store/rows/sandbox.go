@@ -1,6 +1,8 @@
 package rows
 
 import (
+	"database/sql/driver"
+	"encoding/json"
 	"errors"
 	"time"
 
@@ -12,7 +14,7 @@ var sandboxStates = transition[spore.SandboxState]{
 	table: "sandboxes", key: "id", column: "state", noun: "sandbox", machine: spore.SandboxTransitions,
 	fixed: "id, template_id, node_id, labels, created_at",
 	changing: `state, state_reason, generation, vcpus, memory_mib, disk_mib, env, cold, origin, frozen_id,
-		updated_at, ends_at, on_end`,
+		updated_at, ends_at, on_end, wiring`,
 }.prepared()
 
 var (
@@ -26,8 +28,41 @@ func sandboxFields(s *spore.Sandbox) []any {
 	return []any{
 		&s.ID, &s.TemplateID, &s.NodeID, asMap(&s.Labels), asTime(&s.CreatedAt),
 		&s.State, asText(&s.StateReason), &s.Generation, &s.Resources.VCPUs, &s.Resources.MemoryMiB, &s.Resources.DiskMiB,
-		asMap(&s.Env), asFlag(&s.Cold), &s.Origin, &s.FrozenID, asTime(&s.UpdatedAt), asTime(&s.EndsAt), &s.OnEnd,
+		asMap(&s.Env), asFlag(&s.Cold), &s.Origin, &s.FrozenID, asTime(&s.UpdatedAt), asTime(&s.EndsAt), &s.OnEnd, wiringColumn{s},
 	}
+}
+
+// wiringColumn keeps what a sandbox is connected to and bounded by as one document, which for most is empty.
+type wiringColumn struct{ s *spore.Sandbox }
+
+// wiringDocument is its form; its keys must not change once they are written.
+type wiringDocument struct {
+	Network spore.Network       `json:"network,omitzero"`
+	Ports   []spore.PortForward `json:"ports,omitempty"`
+	Limits  spore.Limits        `json:"limits,omitzero"`
+	Disks   []spore.Disk        `json:"disks,omitempty"`
+}
+
+func (c wiringColumn) Value() (driver.Value, error) {
+	s := c.s
+	if s.Network.IsZero() && len(s.Ports) == 0 && s.Limits == (spore.Limits{}) && len(s.Disks) == 0 {
+		return "{}", nil
+	}
+	text, err := json.Marshal(wiringDocument{s.Network, s.Ports, s.Limits, s.Disks})
+	return string(text), err
+}
+
+func (c wiringColumn) Scan(src any) error {
+	text, err := textOf(src)
+	if err != nil {
+		return err
+	}
+	var d wiringDocument
+	if string(text) != "{}" {
+		err = json.Unmarshal(text, &d)
+	}
+	c.s.Network, c.s.Ports, c.s.Limits, c.s.Disks = d.Network, d.Ports, d.Limits, d.Disks
+	return err
 }
 
 func (tx *Tx) InsertSandbox(s *spore.Sandbox) error {

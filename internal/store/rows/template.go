@@ -15,7 +15,7 @@ var templateStates = transition[spore.TemplateStatus]{
 	changing: `status, image_reference, image_digest, image_platform, kernel_id, egress_ca_baked, egress_ca_fingerprint, egress_ca_targets,
 		vcpus, memory_mib, disk_mib, process, readiness,
 		version, engine, storage_backend, retain, policy, replica_policy, rootfs_size_bytes, request, author, reason,
-		origin_node, memory_bytes, disk_bytes, last_error, job_id, updated_at`,
+		origin_node, memory_bytes, disk_bytes, last_error, job_id, updated_at, nic`,
 }.prepared()
 
 var (
@@ -60,7 +60,7 @@ func templateFields(t *spore.Template) []any {
 		asJSON((*processDocument)(&t.Process)), asJSON((*readinessDocument)(&t.Readiness)),
 		&t.Version, &t.Engine, &t.StorageBackend, asFlag(&t.Retain), &t.Policy, asJSON((*replicasDocument)(&t.Replicas)),
 		&t.RootfsSizeBytes, &t.Request, asText(&t.Author), asText(&t.Reason),
-		&t.OriginNode, &t.MemoryBytes, &t.DiskBytes, asText(&t.LastError), &t.JobID, asTime(&t.UpdatedAt),
+		&t.OriginNode, &t.MemoryBytes, &t.DiskBytes, asText(&t.LastError), &t.JobID, asTime(&t.UpdatedAt), asFlag(&t.NIC),
 	}
 }
 

@@ -139,8 +139,8 @@ func sampleTemplate(n int) *spore.Template {
 			Entrypoint: []string{"/bin/sh", "-c"}, Cmd: []string{"echo 'ä\x00\"'"}, Env: []string{"A=B", "C="},
 			User: "me:us", WorkDir: "/w", StopSignal: "SIGTERM",
 		},
-		Readiness: spore.Readiness{Command: []string{"true"}, TCPPort: 1, HTTPPath: "/x", HTTPPort: 2, Timeout: 1500 * time.Millisecond},
-		Version:   "v2", Engine: "qemu", StorageBackend: "layers", DisplayName: "Näme for people", Retain: true, Policy: spore.PolicyGuestOnly,
+		Readiness: spore.Readiness{Command: []string{"true"}, TCPPort: 1, HTTPPath: "/x", HTTPPort: 2, Timeout: 1500 * time.Millisecond}, NIC: true,
+		Version: "v2", Engine: "qemu", StorageBackend: "layers", DisplayName: "Näme for people", Retain: true, Policy: spore.PolicyGuestOnly,
 		Replicas: spore.ReplicaPolicy{
 			Nodes: []string{"n1", "n2"}, Selector: map[string]string{"zone": "a"}, Min: 1, Max: 3, Pinned: true,
 		},
@@ -155,7 +155,15 @@ func sampleSandbox(n int, templateID string) *spore.Sandbox {
 	return &spore.Sandbox{
 		ID: fmt.Sprintf("s%020x", n), State: spore.SandboxCreating, StateReason: "why", TemplateID: templateID, NodeID: "n1", Generation: 3,
 		Resources: spore.Resources{VCPUs: 1, MemoryMiB: 128, DiskMiB: 64}, Labels: map[string]string{"a": "b"},
-		Env: map[string]string{"K": "V"}, Cold: true, Origin: "job-1", FrozenID: "f", CreatedAt: at(n), UpdatedAt: at(n), EndsAt: at(n + 60), OnEnd: spore.EndPause,
+		Env: map[string]string{"K": "V"}, Cold: true,
+		Network: spore.Network{Mode: spore.NetworkUser, Egress: spore.Egress{
+			Internet: new(bool), AllowCIDRs: []string{"203.0.113.0/24"}, DenyCIDRs: []string{"203.0.113.7"}, AllowDomains: []string{"example.org"},
+			Proxy: "http://10.1.2.3:3128",
+		}},
+		Ports:  []spore.PortForward{{HostAddress: "127.0.0.1", HostPort: 8080, GuestPort: 80}, {GuestPort: 81}},
+		Limits: spore.Limits{CPUs: 0.5, DiskMBps: 10, DiskIOPS: 20, NetworkInMbps: 30, NetworkOutMbps: 40},
+		Disks:  []spore.Disk{{Path: "/d/a", ReadOnly: true}, {Path: "/d/b"}},
+		Origin: "job-1", FrozenID: "f", CreatedAt: at(n), UpdatedAt: at(n), EndsAt: at(n + 60), OnEnd: spore.EndPause,
 	}
 }
 
