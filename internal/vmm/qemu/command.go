@@ -21,6 +21,7 @@ const translationMiB = 128
 // Slots on the PCI bus. They are part of the shape that device state fits.
 const (
 	slotSerial     = 2
+	slotNIC        = 3
 	slotFirstDrive = 8
 	maxDrives      = 16
 )
@@ -31,7 +32,7 @@ type launch struct {
 	cfg      vmm.Config
 	thaw     bool
 	uid      int      // -1: stay
-	files    []string // names of the listening sockets that follow stdin, stdout and stderr, in order
+	files    []string // names of the listening sockets that follow stdin, stdout and stderr, in order; then comes the NIC's cable
 }
 
 // args is QEMU's command line. Every file has a fixed name in the working directory; see workdir.
@@ -86,6 +87,9 @@ func (l launch) args() []string {
 		"-device", "virtserialport,bus=ports.0,nr=1,chardev="+socketControl+",name="+vmm.PortControl,
 		"-device", "virtserialport,bus=ports.0,nr=2,chardev="+socketData+",name="+vmm.PortData,
 	)
+	if cfg.NIC != nil {
+		a = append(a, nicArgs(*cfg.NIC, 3+len(l.files))...)
+	}
 	for i, d := range cfg.Drives {
 		a = append(a, drive(i, d)...)
 	}

@@ -47,6 +47,11 @@ func check(cfg vmm.Config, boot bool) error {
 			return err
 		}
 	}
+	if cfg.NIC != nil {
+		if err := checkNIC(*cfg.NIC); err != nil {
+			return err
+		}
+	}
 	if !boot {
 		return nil
 	}

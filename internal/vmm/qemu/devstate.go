@@ -8,6 +8,7 @@ import (
 	"fmt"
 	"io"
 	"os"
+	"strings"
 
 	"github.com/cespare/xxhash/v2"
 	"golang.org/x/sys/unix"
@@ -38,6 +39,7 @@ type shape struct {
 	VCPUs     int          `json:"vcpus"`
 	MemoryMiB int          `json:"memoryMiB"`
 	Drives    []shapeDrive `json:"drives"`
+	NIC       string       `json:"nic,omitempty"` // its hardware address; "" when there is none
 }
 
 type shapeDrive struct {
@@ -54,6 +56,9 @@ func shapeOf(cfg vmm.Config) (shape, error) {
 			return shape{}, err
 		}
 		s.Drives = append(s.Drives, shapeDrive{ID: d.ID, ReadOnly: d.ReadOnly, Size: size})
+	}
+	if cfg.NIC != nil {
+		s.NIC = strings.ToLower(cfg.NIC.MAC)
 	}
 	return s, nil
 }
@@ -75,6 +80,8 @@ func (s shape) diff(want shape) string {
 		return fmt.Sprintf("it was saved with %d CPUs and this VM has %d", s.VCPUs, want.VCPUs)
 	case s.MemoryMiB != want.MemoryMiB:
 		return fmt.Sprintf("it was saved with %d MiB of memory and this VM has %d", s.MemoryMiB, want.MemoryMiB)
+	case s.NIC != want.NIC:
+		return fmt.Sprintf("it was saved with %s and this VM has %s", nicWords(s.NIC), nicWords(want.NIC))
 	case len(s.Drives) != len(want.Drives):
 		return fmt.Sprintf("it was saved with %d drives and this VM has %d", len(s.Drives), len(want.Drives))
 	}

@@ -149,9 +149,9 @@ func (m *machine) spawn(l launch) (err error) {
 		return diskError("make the VM's log", err)
 	}
 	defer log.Close()
-	var listening []*os.File
+	var passed []*os.File
 	defer func() {
-		for _, f := range listening {
+		for _, f := range passed {
 			f.Close()
 		}
 	}()
@@ -160,12 +160,21 @@ func (m *machine) spawn(l launch) (err error) {
 		if err != nil {
 			return err
 		}
-		listening = append(listening, f)
+		passed = append(passed, f)
+	}
+	if l.cfg.NIC != nil {
+		cable, err := openCable(*l.cfg.NIC)
+		if err != nil {
+			return err
+		}
+		if cable != nil {
+			passed = append(passed, cable)
+		}
 	}
 	if err := m.connect(); err != nil {
 		return err
 	}
-	p, err := startProcess(l.platform.path, m.work.path, l.args(), log, listening,
+	p, err := startProcess(l.platform.path, m.work.path, l.args(), log, passed,
 		limitsFor(maxFile(m.shape, m.cfg), l.uid >= 0, l.cfg.VCPUs))
 	if err != nil {
 		m.console.stop()
