@@ -55,10 +55,38 @@ func TestArgsByVersion(t *testing.T) {
 				t.Errorf("%s: %q in %s", tc.version, not, line)
 			}
 		}
+		for _, word := range l.args() {
+			if strings.HasPrefix(word, "virtio-net") || strings.HasPrefix(word, "-net") || strings.HasPrefix(word, "-nic") {
+				t.Errorf("%s: a network device that nobody asked for: %s", tc.version, line)
+			}
+		}
 		l.uid, l.thaw = -1, false
 		if line := strings.Join(l.args(), " "); strings.Contains(line, "chroot") || !strings.Contains(line, "elevateprivileges=deny") || !slices.Contains(l.args(), "-kernel") {
 			t.Errorf("%s without a user of its own: %s", tc.version, line)
 		}
+	}
+}
+
+func TestArgsOfNIC(t *testing.T) {
+	const mac = "02:53:50:00:00:01"
+	var devices []string
+	for backend, nic := range map[string]*vmm.NIC{
+		"": {MAC: mac}, "tap,id=net0,fd=7,vhost=off": {MAC: mac, Tap: "tap0", NetNS: "/n"}, "socket,id=net0,fd=7": {MAC: mac, Socket: "/s"},
+	} {
+		l := launch{platform: platform{hypervisor: &hypervisor{version: Version{7, 2, 0}}, accel: AccelTCG, cpu: tcgCPU}, files: sockets, cfg: vmm.Config{ID: "x", VCPUs: 1, MemoryMiB: 64, NIC: nic}}
+		args := l.args()
+		i := slices.Index(args, "-netdev")
+		if (i < 0) != (backend == "") || i >= 0 && args[i+1] != backend {
+			t.Errorf("%+v: %q", *nic, args)
+		}
+		for _, word := range args {
+			if device, ok := strings.CutPrefix(word, "virtio-net-pci,"); ok {
+				devices = append(devices, strings.TrimSuffix(device, ",netdev=net0"))
+			}
+		}
+	}
+	if slices.Sort(devices); len(devices) != 3 || len(slices.Compact(devices)) != 1 {
+		t.Errorf("the device depends on its cable: %q", devices)
 	}
 }
 

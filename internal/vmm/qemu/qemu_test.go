@@ -46,7 +46,7 @@ func harness(t testing.TB) vmmtest.Harness {
 			}
 			return e
 		},
-		Kernel: made.kernel, Initrd: made.initrd, MemoryMiB: 128, Processes: true,
+		Kernel: made.kernel, Initrd: made.initrd, MemoryMiB: 128, Processes: true, Cables: map[string]bool{vmmtest.CableTap: true, vmmtest.CableSocket: true},
 	}
 }
 

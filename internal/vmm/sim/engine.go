@@ -22,7 +22,8 @@ type Options struct {
 	// Version is what Info reports; default "1". Device state of one version does not load under another.
 	Version string
 	// Guest plays a guest's side of one port, in a goroutine of its own, from when a host connects until conn ends.
-	// The default echoes lines on the control port and bytes on the data port.
+	// The default echoes lines on the control port and bytes on the data port. A VM with a network device that is
+	// plugged in has one port more, PortFrames, from its start on.
 	Guest func(g *Guest, port string, conn Conn)
 	// Fault is asked at every step of an operation and may delay it (it may block until ctx ends) or fail it.
 	Fault Fault
@@ -171,8 +172,16 @@ func (e *Engine) host(ctx context.Context, cfg vmm.Config, mem *ram, devices []b
 	if hosted.vms[dir] != nil {
 		return nil, spore.Errorf(spore.CodeConflict, "a VM still runs in %s", cfg.Dir)
 	}
+	cable, err := plug(cfg.NIC)
+	if err != nil {
+		return nil, err
+	}
 	in := newInstance(e.opts, cfg, dir, shape, mem, devices)
+	in.cable = cable
 	hosted.vms[dir] = in
+	if cable != nil {
+		go in.opts.Guest(&Guest{in: in}, PortFrames, pausable{cable, in})
+	}
 	return &machine{in: in}, nil
 }
 
@@ -240,6 +249,11 @@ func check(cfg vmm.Config, boot bool) error {
 	}
 	if fi, err := os.Stat(cfg.Dir); err != nil || !fi.IsDir() {
 		return spore.Invalidf("dir", "there is no directory %s", cfg.Dir).WithCause(err)
+	}
+	if cfg.NIC != nil {
+		if err := checkNIC(*cfg.NIC); err != nil {
+			return err
+		}
 	}
 	seen := map[string]bool{}
 	files := map[string]string{}

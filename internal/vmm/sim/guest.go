@@ -3,6 +3,7 @@ package sim
 import (
 	"bufio"
 	"context"
+	"encoding/binary"
 	"errors"
 	"io"
 	"net"
@@ -34,6 +35,7 @@ type instance struct {
 	console []byte
 	devices []byte
 	exiting bool
+	cable   net.Conn // of the network device; nil when it is unplugged
 
 	gone chan struct{}
 	err  error
@@ -93,6 +95,9 @@ func (in *instance) exit(reason error) {
 		return
 	}
 	in.hangUp()
+	if in.cable != nil {
+		in.cable.Close()
+	}
 	hosted.Lock()
 	delete(hosted.vms, in.dir)
 	hosted.Unlock()
@@ -206,6 +211,15 @@ func (g *Guest) Print(text string) {
 	}
 }
 
+// SendFrame sends an Ethernet frame, if the network device leads somewhere.
+func (g *Guest) SendFrame(frame []byte) error {
+	if g.in.cable == nil {
+		return nil
+	}
+	_, err := pausable{g.in.cable, g.in}.Write(append(binary.BigEndian.AppendUint32(nil, uint32(len(frame))), frame...))
+	return err
+}
+
 // PowerOff ends the VM in order.
 func (g *Guest) PowerOff() { g.in.exit(nil) }
 
@@ -216,7 +230,7 @@ func (g *Guest) Crash(why string) {
 
 // echo is the default guest.
 func echo(g *Guest, port string, conn Conn) {
-	if port == vmm.PortData {
+	if port == vmm.PortData || port == PortFrames {
 		io.Copy(conn, conn) // until the host leaves
 		return
 	}

@@ -174,6 +174,9 @@ func (e envelope) sum(devices []byte) string {
 // shapeOf describes what of a Config device state depends on.
 func shapeOf(cfg vmm.Config) (string, error) {
 	text := fmt.Sprintf("%d CPUs, %d MiB", cfg.VCPUs, cfg.MemoryMiB)
+	if cfg.NIC != nil {
+		text += ", network device " + cfg.NIC.MAC
+	}
 	for _, d := range cfg.Drives {
 		fi, err := os.Stat(d.Path)
 		if err != nil {

@@ -9,6 +9,7 @@ import (
 	"hash/crc32"
 	"io"
 	"math/rand/v2"
+	"net"
 	"os"
 	"path/filepath"
 	"strings"
@@ -30,6 +31,7 @@ func TestConformance(t *testing.T) {
 	vmmtest.Run(t, vmmtest.Harness{
 		New:    func(testing.TB) vmm.Engine { return sim.New(sim.Options{Guest: guest}) },
 		Kernel: kernel, Initrd: kernel, MemoryMiB: 32, NoKernel: true,
+		Cables: map[string]bool{vmmtest.CableSocket: true},
 	})
 }
 
@@ -38,6 +40,10 @@ func TestConformance(t *testing.T) {
 func guest(g *sim.Guest, port string, conn sim.Conn) {
 	if port == vmm.PortData {
 		io.Copy(conn, conn)
+		return
+	}
+	if port == sim.PortFrames {
+		echoFrames(g, conn)
 		return
 	}
 	lines := bufio.NewScanner(conn)
@@ -99,6 +105,17 @@ func obey(g *sim.Guest, words []string) (string, error) {
 			return "", err
 		}
 		return fmt.Sprintf("%08x", crc32.ChecksumIEEE(b[:n<<10])), nil
+	case "nic":
+		if g.Config().NIC == nil {
+			return "none", nil
+		}
+		return "eth0=" + g.Config().NIC.MAC, nil
+	case "frame":
+		frame := make([]byte, 60)
+		copy(frame[6:], mac(g))
+		copy(frame[12:], []byte{0x88, 0xb5})
+		binary.BigEndian.PutUint64(frame[14:], seed)
+		return "ok", g.SendFrame(frame)
 	case "poweroff":
 		g.PowerOff()
 		return "", nil
@@ -110,6 +127,33 @@ func obey(g *sim.Guest, words []string) (string, error) {
 			return verb, nil
 		}
 		return "", fmt.Errorf("unknown command %q", verb)
+	}
+}
+
+func mac(g *sim.Guest) net.HardwareAddr {
+	addr, err := net.ParseMAC(g.Config().NIC.MAC)
+	if err != nil {
+		panic(err)
+	}
+	return addr
+}
+
+// echoFrames sends each frame back to its sender.
+func echoFrames(g *sim.Guest, conn sim.Conn) {
+	for {
+		var head [4]byte
+		if _, err := io.ReadFull(conn, head[:]); err != nil {
+			return
+		}
+		frame := make([]byte, binary.BigEndian.Uint32(head[:]))
+		if _, err := io.ReadFull(conn, frame); err != nil {
+			return
+		}
+		copy(frame, frame[6:12])
+		copy(frame[6:], mac(g))
+		if g.SendFrame(frame) != nil {
+			return
+		}
 	}
 }
 

@@ -32,7 +32,16 @@ type Harness struct {
 	Processes bool
 	// NoKernel says that the engine does not look into the kernel it is given.
 	NoKernel bool
+	// Cables are the ways to plug in a network device that the engine takes: CableTap and CableSocket. Those that are true
+	// carry frames to and from the guest, whose side cmd guest plays. An engine with no cable refuses network devices.
+	Cables map[string]bool
 }
+
+// Ways to plug in a network device, by the field of vmm.NIC that says where it leads.
+const (
+	CableTap    = "tap"
+	CableSocket = "socket"
+)
 
 // patience bounds every wait of the suite. It is no measure of speed: reaching it means that something hangs.
 const patience = 3 * time.Minute

@@ -23,6 +23,7 @@ func Run(t *testing.T, h Harness) {
 	t.Run("BadConfig", func(t *testing.T) { testBadConfig(t, h) })
 	t.Run("CanceledBoot", func(t *testing.T) { testCanceledBoot(t, h) })
 	t.Run("Lifecycle", func(t *testing.T) { testLifecycle(t, h) })
+	t.Run("NIC", func(t *testing.T) { testNIC(t, h) })
 }
 
 func testProbe(t *testing.T, h Harness) {

@@ -51,6 +51,9 @@ func run() error {
 	}
 	go echo(data)
 	go count()
+	if err := answerFrames(); err != nil {
+		return err
+	}
 	fmt.Println("vmmtest guest ready")
 	return serve(control)
 }
@@ -176,6 +179,10 @@ func obey(words []string) (string, error) {
 			return err
 		})
 		return fmt.Sprintf("%08x", sum.Sum32()), err
+	case "frame": // frame 0 SEED: one from here, with SEED in it
+		return "ok", sendFrame(seed)
+	case "nic":
+		return nicAddress()
 	case "poweroff":
 		return "", unix.Reboot(unix.LINUX_REBOOT_CMD_POWER_OFF)
 	case "crash":
