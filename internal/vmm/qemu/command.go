@@ -31,8 +31,9 @@ type launch struct {
 	platform platform
 	cfg      vmm.Config
 	thaw     bool
-	uid      int      // -1: stay
-	files    []string // names of the listening sockets that follow stdin, stdout and stderr, in order; then comes the NIC's cable
+	uid      int            // -1: stay
+	files    []string       // names of the listening sockets that follow stdin, stdout and stderr, in order; then comes the NIC's cable
+	foreign  map[string]int // descriptors of the drives that belong to the caller, by id
 }
 
 // args is QEMU's command line. Every file has a fixed name in the working directory; see workdir.
@@ -91,7 +92,7 @@ func (l launch) args() []string {
 		a = append(a, nicArgs(*cfg.NIC, 3+len(l.files))...)
 	}
 	for i, d := range cfg.Drives {
-		a = append(a, drive(i, d)...)
+		a = append(a, driveArgs(i, d, l.foreign[d.ID])...)
 	}
 	return a
 }
@@ -127,24 +128,4 @@ func (l launch) sandbox() []string {
 		}
 	}
 	return append(a, "-sandbox", "on,obsolete=deny,elevateprivileges="+elevate+",spawn=deny,resourcecontrol=deny")
-}
-
-func drive(i int, d vmm.Drive) []string {
-	file := "driver=file,node-name=file-" + d.ID + ",filename=" + driveName(d.ID)
-	raw := "driver=raw,node-name=" + d.ID + ",file=file-" + d.ID
-	if d.ReadOnly {
-		// Shared by many VMs, and no lock is needed on what nobody writes.
-		file += ",read-only=on,locking=off"
-		raw += ",read-only=on"
-	} else {
-		// A drive lives no longer than the host stays up, so a guest's flush need not reach the medium: what it wrote
-		// is in the file for every reader on this host, and a pause does not wait for a slow disk.
-		file += ",discard=unmap,cache.no-flush=on"
-		raw += ",discard=unmap,detect-zeroes=unmap,cache.no-flush=on"
-	}
-	return []string{
-		"-blockdev", file, "-blockdev", raw,
-		"-device", fmt.Sprintf("virtio-blk-pci,id=drive-%s,drive=%s,serial=%s,bus=pcie.0,addr=%d,disable-legacy=on,num-queues=1",
-			d.ID, d.ID, d.ID, slotFirstDrive+i),
-	}
 }

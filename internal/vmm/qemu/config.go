@@ -9,6 +9,7 @@ import (
 
 	spore "github.com/sporevm/spore"
 	"github.com/sporevm/spore/internal/vmm"
+	"github.com/sporevm/spore/internal/vmm/foreign"
 )
 
 const (
@@ -43,7 +44,14 @@ func check(cfg vmm.Config, boot bool) error {
 			return spore.Invalidf("drives", "%q is not a drive name, or is there twice", d.ID)
 		}
 		seen[d.ID] = true
-		if err := checkFile("drives", d.Path); err != nil {
+		if err := checkLimits(d.Limits); err != nil {
+			return err
+		}
+		if d.Foreign {
+			if _, err := foreign.Size(d.Path); err != nil {
+				return err
+			}
+		} else if err := checkFile("drives", d.Path); err != nil {
 			return err
 		}
 	}

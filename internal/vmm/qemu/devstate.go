@@ -15,6 +15,7 @@ import (
 
 	spore "github.com/sporevm/spore"
 	"github.com/sporevm/spore/internal/vmm"
+	"github.com/sporevm/spore/internal/vmm/foreign"
 )
 
 // A saved state is a line of JSON, the envelope, followed by what QEMU wrote. QEMU checks little: it takes a state with
@@ -51,7 +52,11 @@ type shapeDrive struct {
 func shapeOf(cfg vmm.Config) (shape, error) {
 	s := shape{VCPUs: cfg.VCPUs, MemoryMiB: cfg.MemoryMiB}
 	for _, d := range cfg.Drives {
-		size, err := fileSize(d.Path)
+		measure := fileSize
+		if d.Foreign {
+			measure = foreign.Size
+		}
+		size, err := measure(d.Path)
 		if err != nil {
 			return shape{}, err
 		}

@@ -221,6 +221,12 @@ func (m *machine) exited() error {
 
 // settle turns an error of an operation that the VM's end cut short into one that says so.
 func (m *machine) settle(err error) error {
+	var refusal *qmp.Error
+	if errors.As(err, &refusal) {
+		if e := lockRefusal(refusal.Desc, m.cfg.Drives); e != nil {
+			return e.WithCause(err)
+		}
+	}
 	if err == nil || !errors.Is(err, qmp.ErrClosed) {
 		return err
 	}

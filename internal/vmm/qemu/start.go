@@ -171,6 +171,17 @@ func (m *machine) spawn(l launch) (err error) {
 			passed = append(passed, cable)
 		}
 	}
+	files, err := openForeign(m.cfg, m.shape)
+	if err != nil {
+		return err
+	}
+	l.foreign = map[string]int{}
+	for _, d := range m.cfg.Drives {
+		if d.Foreign {
+			l.foreign[d.ID] = 3 + len(passed)
+			passed, files = append(passed, files[0]), files[1:]
+		}
+	}
 	if err := m.connect(); err != nil {
 		return err
 	}
@@ -252,6 +263,9 @@ func (m *machine) abandon(err error) error {
 // refusal is why QEMU ended in its start, as it said itself.
 func (m *machine) refusal() *spore.Error {
 	words := m.lastWords()
+	if e := lockRefusal(words, m.cfg.Drives); e != nil {
+		return e
+	}
 	if strings.Contains(words, "Cannot allocate memory") {
 		return spore.Errorf(spore.CodeNoSpace, "this host has no %d MiB of memory for the VM: %s", m.cfg.MemoryMiB, words)
 	}

@@ -85,7 +85,9 @@ func newWorkdir(cfg vmm.Config, thaw bool) (*workdir, error) {
 		}
 	}
 	for _, d := range cfg.Drives {
-		links[driveName(d.ID)] = d.Path
+		if !d.Foreign {
+			links[driveName(d.ID)] = d.Path
+		}
 	}
 	for name, target := range links {
 		if target, err = filepath.Abs(target); err == nil {
