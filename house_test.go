@@ -28,7 +28,7 @@ var floors = [][]string{
 	{"internal/vmm"},
 	{"internal/guest"},
 	{"internal/agent"}, // inside the guest; it declares the messages that package guest sends
-	{"internal/network"},
+	{"internal/network", "internal/cgroup"},
 	{"internal/transfer"},
 	{"api"},
 	{""}, // the root package

@@ -1,0 +1,255 @@
+package cgroup
+
+import (
+	"context"
+	"errors"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"slices"
+	"strconv"
+	"strings"
+	"syscall"
+	"testing"
+	"time"
+
+	spore "github.com/sporevm/spore"
+)
+
+// The test's own program is also the process that is bounded: it does nothing but take time.
+func TestMain(m *testing.M) {
+	if os.Getenv("SPORE_CGROUP_BURN") != "" {
+		for {
+		}
+	}
+	os.Exit(m.Run())
+}
+
+func burn(t *testing.T) *exec.Cmd {
+	t.Helper()
+	self, err := os.Executable()
+	must(t, err)
+	cmd := exec.Command(self)
+	cmd.Env = append(os.Environ(), "SPORE_CGROUP_BURN=1", "GOMAXPROCS=1")
+	must(t, cmd.Start())
+	t.Cleanup(func() {
+		cmd.Process.Kill()
+		cmd.Wait()
+	})
+	return cmd
+}
+
+func must(t testing.TB, err error) {
+	t.Helper()
+	if err != nil {
+		t.Fatal(err)
+	}
+}
+
+func wantCode(t *testing.T, what string, err error, want spore.Code) {
+	t.Helper()
+	if got := spore.CodeOf(err); got != want {
+		t.Errorf("%s: code %q, want %q: %v", what, got, want, err)
+	}
+}
+
+// openHere opens the control groups of this machine, or skips where there are none to be had.
+func openHere(t *testing.T) *Controller {
+	t.Helper()
+	owner, err := Fingerprint(t.TempDir())
+	must(t, err)
+	c, err := Open(t.Context(), Options{Owner: owner})
+	if spore.CodeOf(err) == spore.CodeUnsupported {
+		t.Skip(err)
+	}
+	must(t, err)
+	t.Cleanup(func() {
+		ctx, cancel := context.WithTimeout(context.Background(), time.Minute)
+		defer cancel()
+		if ids, err := c.List(); err != nil || len(ids) > 0 {
+			t.Errorf("groups are left: %v, %v", ids, err)
+		}
+		if _, err := c.Clean(ctx, func(string) bool { return false }); err != nil {
+			t.Error(err)
+		}
+		for _, dir := range c.dirs { // fails, rightly, while another server has groups there
+			if err := os.Remove(dir); err != nil && !errors.Is(err, syscall.EBUSY) && !errors.Is(err, os.ErrNotExist) {
+				t.Error(err)
+			}
+		}
+	})
+	return c
+}
+
+func create(t *testing.T, c *Controller, id string) *Group {
+	t.Helper()
+	g, err := c.Create(t.Context(), id)
+	must(t, err)
+	t.Cleanup(func() {
+		ctx, cancel := context.WithTimeout(context.Background(), time.Minute)
+		defer cancel()
+		must(t, g.Remove(ctx))
+	})
+	return g
+}
+
+// share measures how much of a processor the group takes.
+func share(t *testing.T, g *Group, pid int, window time.Duration) float64 {
+	t.Helper()
+	before, err := g.Usage()
+	must(t, err)
+	cpuBefore, began := cpuTime(t, pid), time.Now()
+	time.Sleep(window) // the length of the measurement
+	cpu, wall := cpuTime(t, pid)-cpuBefore, time.Since(began)
+	after, err := g.Usage()
+	must(t, err)
+	// The kernel counts the group's time as it counts the process's own.
+	if counted := after.CPU - before.CPU; counted < cpu-window/5 || counted > cpu+window/5 {
+		t.Errorf("the group took %s and its only process %s", counted, cpu)
+	}
+	return float64(cpu) / float64(wall)
+}
+
+func cpuTime(t *testing.T, pid int) time.Duration {
+	t.Helper()
+	text, err := os.ReadFile("/proc/" + strconv.Itoa(pid) + "/stat")
+	must(t, err)
+	fields := strings.Fields(string(text[strings.LastIndexByte(string(text), ')')+1:]))
+	var ticks int64
+	for _, f := range fields[11:13] {
+		n, err := strconv.ParseInt(f, 10, 64)
+		must(t, err)
+		ticks += n
+	}
+	return time.Duration(ticks) * 10 * time.Millisecond
+}
+
+// hold looks whether the process takes want of a processor. It never may take more; that it takes less, since this machine has
+// other things to do, is looked at again.
+func hold(t *testing.T, g *Group, pid int, want float64) {
+	t.Helper()
+	for try := range 8 {
+		got := share(t, g, pid, 2*time.Second)
+		t.Logf("bounded to %.2f processors, it takes %.3f", want, got)
+		if got > want*1.15 {
+			t.Fatalf("it takes %.3f of a processor, bounded to %.2f", got, want)
+		}
+		if got >= want*0.85 {
+			return
+		}
+		if u, err := g.Usage(); try == 7 && err == nil {
+			t.Errorf("it takes %.3f of a processor, bounded to %.2f: %+v", got, want, u)
+		}
+	}
+}
+
+func TestShareIsHeld(t *testing.T) {
+	c := openHere(t)
+	t.Logf("%+v", c.Info())
+	g := create(t, c, "busy")
+	must(t, g.SetCPUs(0.5))
+	cmd := burn(t)
+	must(t, g.Add(cmd.Process.Pid))
+	hold(t, g, cmd.Process.Pid, 0.5)
+	if u, err := g.Usage(); err != nil || u.Throttled == 0 || u.ThrottledFor == 0 || u.Periods < u.Throttled {
+		t.Errorf("%+v, %v", u, err)
+	}
+	again, err := c.Get("busy") // as after a restart
+	must(t, err)
+	must(t, again.SetCPUs(0.2))
+	hold(t, again, cmd.Process.Pid, 0.2)
+	must(t, again.SetCPUs(0))
+	before, err := g.Usage()
+	must(t, err)
+	share(t, g, cmd.Process.Pid, time.Second)
+	if after, err := g.Usage(); err != nil || after.Throttled > before.Throttled+1 {
+		t.Errorf("it is held back without a bound: %+v, then %+v (%v)", before, after, err)
+	}
+
+	ctx, cancel := context.WithTimeout(t.Context(), 50*time.Millisecond)
+	defer cancel()
+	wantCode(t, "Remove while a process runs", g.Remove(ctx), spore.CodeInUse)
+	_, err = c.Create(t.Context(), "busy")
+	wantCode(t, "Create while a process runs", err, spore.CodeConflict)
+	if _, err := c.Clean(t.Context(), func(string) bool { return false }); spore.CodeOf(err) != spore.CodeInUse || !strings.Contains(err.Error(), strconv.Itoa(cmd.Process.Pid)) {
+		t.Errorf("Clean while a process runs: %v", err)
+	}
+	if err := cmd.Process.Signal(syscall.Signal(0)); err != nil {
+		t.Errorf("the process was ended: %v", err)
+	}
+	removed := make(chan error, 1)
+	go func() { removed <- g.Remove(t.Context()) }()
+	must(t, cmd.Process.Kill())
+	cmd.Wait()
+	must(t, <-removed)
+	must(t, g.Remove(t.Context()))
+	wantCode(t, "Add after Remove", g.Add(os.Getpid()), spore.CodeNotFound)
+	wantCode(t, "SetCPUs after Remove", g.SetCPUs(1), spore.CodeNotFound)
+	_, err = g.Usage()
+	wantCode(t, "Usage after Remove", err, spore.CodeNotFound)
+	_, err = c.Get("busy")
+	wantCode(t, "Get after Remove", err, spore.CodeNotFound)
+}
+
+func TestServersLeaveEachOtherAlone(t *testing.T) {
+	a, b := openHere(t), openHere(t)
+	create(t, a, "one")
+	two := create(t, a, "two")
+	create(t, b, "one")
+	ended := burn(t)
+	must(t, two.Add(ended.Process.Pid))
+	must(t, ended.Process.Kill())
+	ended.Wait()
+	wantCode(t, "Add of a process that has ended", two.Add(ended.Process.Pid), spore.CodeConflict)
+	if ids, err := a.List(); err != nil || !slices.Equal(ids, []string{"one", "two"}) {
+		t.Fatal(ids, err)
+	}
+	removed, err := a.Clean(t.Context(), func(id string) bool { return id == "one" })
+	if err != nil || !slices.Equal(removed, []string{"two"}) {
+		t.Error(removed, err)
+	}
+	if ids, err := b.List(); err != nil || !slices.Equal(ids, []string{"one"}) {
+		t.Error(ids, err)
+	}
+	if _, err := a.Create(t.Context(), "one"); err != nil { // what is empty is used again
+		t.Error(err)
+	}
+}
+
+func TestBadInput(t *testing.T) {
+	_, err := Open(t.Context(), Options{Owner: "../.."})
+	wantCode(t, "Open", err, spore.CodeInternal)
+	c := openHere(t)
+	for _, id := range []string{"", "../x", "a/b", ".", strings.Repeat("x", 65)} {
+		_, err := c.Create(t.Context(), id)
+		wantCode(t, "Create "+id, err, spore.CodeInvalid)
+		_, err = c.Get(id)
+		wantCode(t, "Get "+id, err, spore.CodeInvalid)
+	}
+	g := create(t, c, "x")
+	for _, cpus := range []float64{-1, 1e9} {
+		wantCode(t, "SetCPUs", g.SetCPUs(cpus), spore.CodeInvalid)
+	}
+	if err := g.Add(0); err == nil {
+		t.Error("the server itself was added")
+	}
+	if c.Info().NoReclaim != "" {
+		_, err := g.Reclaim(t.Context(), 1<<20)
+		wantCode(t, "Reclaim", err, spore.CodeUnsupported)
+	}
+}
+
+func TestFingerprint(t *testing.T) {
+	dir := t.TempDir()
+	link := filepath.Join(t.TempDir(), "link")
+	must(t, os.Symlink(dir, link))
+	a, err := Fingerprint(dir)
+	must(t, err)
+	b, err := Fingerprint(link)
+	must(t, err)
+	other, err := Fingerprint(t.TempDir())
+	must(t, err)
+	if a != b || a == other || !ownerForm.MatchString(a) {
+		t.Error(a, b, other)
+	}
+}
