@@ -186,6 +186,9 @@ type PortForward struct {
 	HostAddress string `json:"hostAddress,omitempty"` // "" is 127.0.0.1
 	HostPort    int    `json:"hostPort,omitempty"`    // 0: one that is free
 	GuestPort   int    `json:"guestPort"`
+	// Picked says that any host port would have done and the node has picked this one. Another may take its place when the
+	// sandbox is resumed or moved.
+	Picked bool `json:"picked,omitempty"`
 }
 
 // DefaultHostAddress is where ports are published when no address is named.

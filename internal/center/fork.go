@@ -24,6 +24,9 @@ func (c *Center) Fork(ctx context.Context, key Idempotency, ref string, req Fork
 	if err := checkLabels(req.Labels); err != nil {
 		return nil, err
 	}
+	if err := req.Wiring.validate(); err != nil {
+		return nil, err
+	}
 	ctx, cancel := c.within(ctx)
 	defer cancel()
 
@@ -65,10 +68,11 @@ func (c *Center) Fork(ctx context.Context, key Idempotency, ref string, req Fork
 		}
 		placed := map[string]int{}
 		for i := range forks {
-			r, err := c.resolve(tx, CreateRequest{Template: from.ID, TTL: req.TTL, OnEnd: req.OnEnd, Env: req.Env, Labels: req.Labels})
+			r, err := c.resolve(tx, CreateRequest{Template: from.ID, TTL: req.TTL, OnEnd: req.OnEnd, Env: req.Env, Labels: req.Labels, Wiring: req.Wiring})
 			if err != nil {
 				return err
 			}
+			r.request.Wiring.Ports = anyHostPort(r.request.Wiring.Ports)
 			forks[i] = c.newSandbox(ids[i], r.request)
 			forks[i].NodeID = c.spread(r, placed)
 			if refs[i], err = c.reserve(tx, forks[i], from); err != nil {

@@ -59,7 +59,7 @@ func (c *Center) compareMachines(ctx context.Context, n Node, report *spore.Node
 	slices.Sort(ids)
 	for _, id := range ids {
 		if !agree(rows[id], there[id]) {
-			if err := c.settleMachines(ctx, n, id); err != nil {
+			if err := c.settleMachines(ctx, n, id, there[id]); err != nil {
 				return err
 			}
 		}
@@ -76,29 +76,31 @@ func (c *Center) compareMachines(ctx context.Context, n Node, report *spore.Node
 
 // agree says whether the VMs of a sandbox are exactly the one that its row names.
 func agree(s *spore.Sandbox, vms []spore.Machine) bool {
-	return s != nil && s.State == spore.SandboxRunning && len(vms) == 1 && vms[0].Generation == s.Generation
+	return s != nil && s.State == spore.SandboxRunning && len(vms) == 1 && vms[0].Generation == s.Generation && vms[0].Wiring == s.Wiring()
 }
 
 func has(vms []spore.Machine, generation int) bool {
 	return slices.ContainsFunc(vms, func(m spore.Machine) bool { return m.Generation == generation && m.Running })
 }
 
-// settleMachines ends the VMs of a sandbox on a node that its row does not speak of. While an operation is at work on the
+// settleMachines ends the VMs of a sandbox on a node that its row does not speak of, and brings the one it does speak of in line
+// with it. While an operation is at work on the
 // sandbox it may have more than one, and that operation settles them.
-func (c *Center) settleMachines(ctx context.Context, n Node, id string) error {
+func (c *Center) settleMachines(ctx context.Context, n Node, id string, reported []spore.Machine) error {
 	unlock, ok := c.tryLock(ctx, id)
 	if !ok {
 		return nil
 	}
 	defer unlock()
 	keep := 0
+	var running *spore.Sandbox
 	err := c.store.View(ctx, func(tx store.Tx) error {
 		s, err := tx.Sandbox(id)
 		if isNotFound(err) {
 			return nil
 		}
 		if err == nil && s.NodeID == n.ID() && s.State == spore.SandboxRunning {
-			keep = s.Generation
+			keep, running = s.Generation, s
 		}
 		return err
 	})
@@ -107,6 +109,14 @@ func (c *Center) settleMachines(ctx context.Context, n Node, id string) error {
 	}
 	if err := n.Settle(ctx, id, keep); err != nil {
 		c.log.Error("ending VMs that no row speaks of", "node", n.ID(), "sandbox", id, "err", err)
+	}
+	if running == nil || !slices.ContainsFunc(reported, func(m spore.Machine) bool {
+		return m.Generation == keep && m.Running && m.Wiring != running.Wiring()
+	}) {
+		return nil
+	}
+	if err := c.settleWiring(ctx, n, running); err != nil { // it is seen with the next report, and tried again
+		c.log.Error("bringing ports, policy and limits in line with the row", "node", n.ID(), "sandbox", id, "err", err)
 	}
 	return nil
 }

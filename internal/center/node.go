@@ -52,9 +52,18 @@ type Node interface {
 	// Admit says whether a VM of this size could run here at all; spore.CodeInvalid names the field that is too large.
 	Admit(r spore.Resources) error
 
-	// Start brings up generation s.Generation of a sandbox from a frozen state, identity and all. It does not touch other
-	// generations. On error nothing of this generation is left.
+	// Start brings up generation s.Generation of a sandbox from a frozen state, identity, ports, network, limits and all. It does not
+	// touch other generations. On error nothing of this generation is left.
 	Start(ctx context.Context, s *spore.Sandbox, frozenID string) error
+	// Publish makes the set of published ports of a sandbox that has a VM exactly this, all or none, and answers them with the
+	// host ports that were picked. Those that were published before, and are to be, are not interrupted; a port that was picked
+	// may become another when it is not to be had. spore.CodeConflict with the field ports.hostPort says that one is taken,
+	// spore.CodeUnsupported that the node may not have it. Ports belong to the sandbox: they stay as its generations come and
+	// go, lead to the oldest that runs, and go with the last.
+	Publish(ctx context.Context, sandboxID string, ports []spore.PortForward) ([]spore.PortForward, error)
+	// Adjust brings policy and limits of generation s.Generation, which runs, in line with s. spore.CodeUnsupported names the
+	// field that cannot be changed while it runs, and nothing is changed then.
+	Adjust(ctx context.Context, s *spore.Sandbox) error
 	// Settle ends every generation of a sandbox but keep; 0 keeps none. It is idempotent and does not fail for what is gone.
 	Settle(ctx context.Context, sandboxID string, keep int) error
 	// Freeze captures a running sandbox under a new frozen id while it runs on. What equals the frozen state parent (an
@@ -75,7 +84,7 @@ type Node interface {
 	Forget(ctx context.Context, frozenID string) error
 
 	// Recover takes over the VMs that an earlier process of the node left running. Each VM of a sandbox in want at its
-	// generation is adopted; every other is ended. The answer says, for each in want that could not be adopted, why. It is asked for
+	// generation is adopted, with the ports that the sandbox has; every other is ended. The answer says, for each in want that could not be adopted, why. It is asked for
 	// when Report says that the node is not Recovered, and before anything is started there.
 	Recover(ctx context.Context, want []*spore.Sandbox) (map[string]error, error)
 	// OnExit registers what to call when a VM of a sandbox ended by itself.

@@ -110,6 +110,9 @@ func (c *Center) ResumeSandbox(ctx context.Context, id string, ttl *time.Duratio
 	if err := n.Start(ctx, &next, s.FrozenID); err != nil {
 		return nil, c.dropGeneration(ctx, s, &next, err)
 	}
+	if next.Ports, err = c.published(ctx, n, &next); err != nil {
+		return nil, c.dropGeneration(ctx, s, &next, err)
+	}
 	c.opt.Hook("resume:started")
 	next.State, next.FrozenID = spore.SandboxRunning, ""
 	err = c.switchTo(ctx, &next, func(store.Tx) error {

@@ -58,6 +58,12 @@ func (c *Center) RedoTemplate(ctx context.Context, key Idempotency, ref string, 
 		j.ResourceType, j.ResourceID, j.ArtifactID, j.Phase = t.Kind, t.ID, t.ArtifactID, resume
 		j.Redo = spore.RedoPlan{Mode: req.Mode, Scope: nodes, ResumePhase: resume}
 		j.Nodes.Expected = len(nodes)
+		if req.AddNetwork && !t.NIC {
+			t.NIC, t.UpdatedAt = true, c.opt.Now()
+			if err := tx.UpdateTemplate(t); err != nil {
+				return err
+			}
+		}
 		if err := tx.InsertJob(j); err != nil {
 			return err
 		}

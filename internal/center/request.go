@@ -20,8 +20,10 @@ type BuildRequest struct {
 	Process   ProcessOverride
 	Readiness spore.Readiness
 	EgressCA  []byte // PEM
-	KernelID  string // "" is the newest installed
-	Labels    map[string]string
+	// Network gives the template a network device, unless its mode is none, and is what sandboxes have that ask for nothing else.
+	Network  *spore.Network
+	KernelID string // "" is the newest installed
+	Labels   map[string]string
 
 	DisplayName string
 	Author      string
@@ -59,6 +61,8 @@ type CreateRequest struct {
 	OnEnd    spore.EndAction // "" is kill
 	Env      map[string]string
 	Labels   map[string]string
+	Wiring   Wiring
+	Disks    []spore.Disk
 
 	Nodes         []string // only on these, by id; empty: on any
 	PreferredNode string   // there and nowhere else, when it is given
@@ -82,6 +86,7 @@ type ForkRequest struct {
 	OnEnd  spore.EndAction
 	Env    map[string]string
 	Labels map[string]string
+	Wiring Wiring // each gets host ports of its own
 }
 
 // ForkResult is one fork: a sandbox, or why there is none.

@@ -35,6 +35,8 @@ type DeleteRequest struct{ DryRun, Force bool }
 type RedoRequest struct {
 	Mode  spore.RedoMode
 	Nodes []string
+	// AddNetwork gives the template a network device, which it has from the new replicas on.
+	AddNetwork bool `json:",omitempty"`
 }
 
 // RefQuery selects runtime refs of a template, by id or name, or of a sandbox. Newest first.

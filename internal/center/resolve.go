@@ -40,6 +40,9 @@ func (c *Center) resolve(tx store.Tx, req CreateRequest) (r *resolution, err err
 	if r.request, err = inherited(t, req); err != nil {
 		return r, err
 	}
+	if err := r.request.Wiring.fits(req.Wiring, t); err != nil {
+		return r, err
+	}
 	if err := c.knownNodes("nodes", req.Nodes...); err != nil {
 		return r, err
 	}
@@ -91,6 +94,7 @@ func inherited(t *spore.Template, req CreateRequest) (CreateRequest, error) {
 	if req.OnEnd == "" {
 		req.OnEnd = d.OnEnd
 	}
+	req.Wiring = req.Wiring.over(d)
 	return req, nil
 }
 

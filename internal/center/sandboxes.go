@@ -62,6 +62,12 @@ func checkCreate(req CreateRequest) error {
 	if err := checkLife(req.TTL, req.OnEnd, req.Env); err != nil {
 		return err
 	}
+	if err := req.Wiring.validate(); err != nil {
+		return err
+	}
+	if err := spore.ValidateDisks(req.Disks); err != nil {
+		return err
+	}
 	return checkLabels(req.Labels)
 }
 
@@ -110,6 +116,8 @@ func (c *Center) newSandbox(id string, req CreateRequest) *spore.Sandbox {
 	if s.OnEnd == "" {
 		s.OnEnd = spore.EndKill
 	}
+	wire(s, req.Wiring)
+	s.Disks, s.Cold = req.Disks, len(req.Disks) > 0
 	if req.TTL > 0 {
 		s.EndsAt = now.Add(req.TTL)
 	}
@@ -177,6 +185,10 @@ func (c *Center) launch(ctx context.Context, s *spore.Sandbox, reserved *spore.R
 		c.doubt(ctx, s.TemplateID, s.NodeID, err)
 		return fail(err)
 	}
+	ports, err := c.published(ctx, n, s)
+	if err != nil {
+		return fail(err)
+	}
 	c.opt.Hook("create:started")
 	asked := s.EndsAt
 	err = c.update(context.WithoutCancel(ctx), func(tx store.Tx) error {
@@ -185,7 +197,7 @@ func (c *Center) launch(ctx context.Context, s *spore.Sandbox, reserved *spore.R
 			return err
 		}
 		*s = *now
-		s.State, s.UpdatedAt = spore.SandboxRunning, c.opt.Now()
+		s.State, s.UpdatedAt, s.Ports = spore.SandboxRunning, c.opt.Now(), ports
 		if ttl > 0 && s.EndsAt.Equal(asked) { // its time begins now, unless it was given another end meanwhile
 			s.EndsAt = s.UpdatedAt.Add(ttl)
 		}

@@ -251,6 +251,11 @@ func (c *Center) rollback(ctx context.Context, key Idempotency, sandboxID, snaps
 		next = *s
 		next.Generation, next.TemplateID, next.Resources = s.Generation+1, t.ID, t.Resources
 		next.State, next.StateReason = spore.SandboxRunning, ""
+		if next.Network.Connected() {
+			if err := cablePlug(t); err != nil {
+				return err
+			}
+		}
 		replicas, err := tx.Replicas(t.ID)
 		if err != nil {
 			return err
@@ -296,6 +301,9 @@ func (c *Center) rollback(ctx context.Context, key Idempotency, sandboxID, snaps
 	}
 	if err := n.Start(ctx, &next, next.TemplateID); err != nil {
 		c.doubt(ctx, next.TemplateID, next.NodeID, err)
+		return nil, undo(err)
+	}
+	if next.Ports, err = c.published(ctx, n, &next); err != nil {
 		return nil, undo(err)
 	}
 	c.opt.Hook("rollback:started")

@@ -22,6 +22,9 @@ func (c *Center) BuildTemplate(ctx context.Context, key Idempotency, req BuildRe
 		Readiness: req.Readiness, Labels: req.Labels, DisplayName: req.DisplayName, Author: req.Author, Reason: req.Reason,
 		Retain: req.Retain, Policy: req.Policy, Replicas: req.Replicas,
 	}
+	if req.Network != nil {
+		t.NIC, req.Defaults.Network = req.Network.Connected(), req.Network
+	}
 	if err := stamp(t, req.Defaults); err != nil {
 		return nil, nil, err
 	}
@@ -70,6 +73,9 @@ func (c *Center) checkBuild(req *BuildRequest) error {
 		return err
 	}
 	if err := checkLabels(req.Defaults.Labels); err != nil {
+		return err
+	}
+	if err := checkNetwork(req); err != nil {
 		return err
 	}
 	if err := checkTold(req.DisplayName, req.Author, req.Reason); err != nil {
@@ -174,7 +180,10 @@ func (c *Center) inherit(tx store.Tx, t *spore.Template, s *spore.Sandbox) error
 	if t.Policy == "" {
 		t.Policy = head.Policy
 	}
-	t.Request, err = json.Marshal(spore.CreateDefaults{Env: s.Env, Labels: s.Labels})
+	t.NIC = head.NIC
+	kept := spore.CreateDefaults{Env: s.Env, Labels: s.Labels}
+	keptWiring(s, &kept)
+	t.Request, err = json.Marshal(kept)
 	return err
 }
 

@@ -46,6 +46,7 @@ type Shape struct {
 	Artifact      string          `json:"artifact"` // root file system id, rfs-...
 	Cmdline       string          `json:"cmdline,omitempty"`
 	Drives        []Drive         `json:"drives,omitempty"`
+	NIC           bool            `json:"nic,omitempty"` // it has a network device
 	Engine        Engine          `json:"engine"`
 	AgentVersion  string          `json:"agentVersion,omitempty"`
 	KernelVersion string          `json:"kernelVersion,omitempty"`

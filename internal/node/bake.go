@@ -70,7 +70,7 @@ func (n *Node) bakeOnce(ctx context.Context, b baking) (*spore.Frozen, error) {
 	}
 	shape := frozen.Shape{
 		VCPUs: t.Resources.VCPUs, MemoryMiB: t.Resources.MemoryMiB, Kernel: bundle.ID, Artifact: b.artifact,
-		Drives: []frozen.Drive{{ID: "rootfs", ReadOnly: true}, {ID: "disk"}}, Engine: frozen.Engine(info),
+		Drives: []frozen.Drive{{ID: "rootfs", ReadOnly: true}, {ID: "disk"}}, Engine: frozen.Engine(info), NIC: t.NIC,
 		AgentVersion: bundle.AgentVersion, KernelVersion: bundle.KernelVersion,
 	}
 	id := newMachineID()
@@ -128,6 +128,9 @@ func (n *Node) bakeOnce(ctx context.Context, b baking) (*spore.Frozen, error) {
 func (n *Node) boot(ctx context.Context, id string, shape frozen.Shape, memory string, disk func(ctx context.Context, path string) error) (_ *machine, err error) {
 	o := owner{Shape: shape}
 	if o.Config, err = n.config(ctx, id, shape, memory); err != nil {
+		return nil, err
+	}
+	if _, err := n.plug(ctx, &o, nil); err != nil {
 		return nil, err
 	}
 	defer func() {

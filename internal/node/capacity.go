@@ -4,8 +4,10 @@ import (
 	"bufio"
 	"context"
 	"fmt"
+	"maps"
 	"os"
 	"runtime"
+	"slices"
 	"strings"
 	"sync"
 
@@ -148,6 +150,13 @@ func (c *capacity) has(id string) bool {
 	defer c.mu.Unlock()
 	_, ok := c.promised[id]
 	return ok
+}
+
+// ids lists the VMs that have a promise.
+func (c *capacity) ids() []string {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	return slices.Collect(maps.Keys(c.promised))
 }
 
 // inUse is how much memory is promised, in MiB.

@@ -63,7 +63,7 @@ func (n *Node) capture(ctx context.Context, s *spore.Sandbox, frozenID, parent s
 	if err != nil {
 		return nil, errors.Join(err, n.opt.Frozen.Remove(frozenID))
 	}
-	m.suspended = after == frozen.StayPaused
+	m.suspended.Store(after == frozen.StayPaused)
 	f.Paused, f.Total = draft.Timings().Paused, time.Since(start)
 	n.log.Info("captured", "frozen", frozenID, "vm", m.id, "timings", draft.Timings())
 	return f, nil
@@ -112,7 +112,7 @@ func (n *Node) Wake(ctx context.Context, sandboxID string, generation int) error
 	}
 	m.freeze.Lock()
 	defer m.freeze.Unlock()
-	m.suspended = false
+	m.suspended.Store(false)
 	if err := m.vm.Resume(ctx); err != nil {
 		go m.wake()
 		return err
@@ -145,7 +145,7 @@ const wakeTimeout = 30 * time.Second
 func (m *machine) wakeOnce() error {
 	m.freeze.Lock()
 	defer m.freeze.Unlock()
-	if m.suspended { // by a later capture
+	if m.suspended.Load() { // by a later capture
 		return nil
 	}
 	ctx, cancel := context.WithTimeout(m.held, wakeTimeout)

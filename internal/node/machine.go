@@ -27,6 +27,9 @@ type owner struct {
 	FrozenID   string       `json:"frozenId"` // what it was thawed from
 	Config     vmm.Config   `json:"config"`
 	Shape      frozen.Shape `json:"shape"`
+
+	Network spore.Network `json:"network,omitzero"` // that it is connected to
+	Limits  spore.Limits  `json:"limits,omitzero"`
 }
 
 const (
@@ -44,8 +47,9 @@ type machine struct {
 	ending   atomic.Bool // set before we end it, so that its exit is no surprise
 	retrying atomic.Bool // somebody tries to end it until it has ended
 
-	freeze    sync.Mutex // one capture at a time
-	suspended bool       // stands still on purpose; guarded by freeze
+	freeze    sync.Mutex  // one capture at a time
+	suspended atomic.Bool // stands still on purpose; changed under freeze
+	adjusting sync.Mutex  // one change of limits at a time
 
 	held  context.Context // ends when we let go of the VM, whether it ends with that or not
 	letGo context.CancelFunc
@@ -194,6 +198,12 @@ func (n *Node) endOnce(ctx context.Context, m *machine) error {
 	if err := m.vm.Kill(ctx); err != nil {
 		return spore.Errorf(spore.CodeUnreachable, "the hypervisor of VM %s does not end", m.id).WithCause(err).
 			WithHint("this is tried again until it has ended")
+	}
+	n.mu.Lock()
+	o := m.owner
+	n.mu.Unlock()
+	if err := n.unplug(ctx, m.id, o); err != nil {
+		return fmt.Errorf("disconnect VM %s: %w", m.id, err)
 	}
 	if err := n.clear(m.id); err != nil {
 		return fmt.Errorf("clear away VM %s: %w", m.id, err)

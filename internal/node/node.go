@@ -36,6 +36,12 @@ type Options struct {
 	Overcommit float64
 	// Storage says how full the data directory's filesystem may become; the zero value stands for the default limits.
 	Storage spore.StorageLimits
+	// Networks are the ways of connecting sandboxes that this machine has; NoNetworks says why it lacks others.
+	Networks   map[spore.NetworkMode]Networks
+	NoNetworks map[spore.NetworkMode]error
+	// Governor bounds processor time; without one, NoGovernor says why.
+	Governor   Governor
+	NoGovernor error
 }
 
 // generation is one of the VMs that a sandbox has.
@@ -51,17 +57,20 @@ type Node struct {
 	cap   *capacity
 	guard *guard
 	pool  *pool
+	ports *ports
 
 	reflinks bool          // files of the data directory can share blocks
 	holds    holds         // artifacts and kernels that something is about to stand on
 	closing  chan struct{} // closed by Close
 
 	recovering sync.Mutex // one Recover at a time
+	publishing sync.Mutex // one change of published ports at a time
 
 	mu        sync.Mutex
 	starting  map[generation]chan struct{} // closed when the start that is under way is over
 	recovered bool                         // Recover is done
 	machines  map[string]*machine          // by vmid, those that are or may become a sandbox's
+	links     map[string]Attached          // by vmid, from before they are made until they are gone
 	onExit    func(sandboxID string, generation int, reason string)
 }
 
@@ -90,9 +99,10 @@ func Open(ctx context.Context, opt Options) (*Node, error) {
 		return nil, err
 	}
 	n := &Node{
-		opt: opt, log: opt.Logger, cap: limits, guard: guard, closing: make(chan struct{}), machines: map[string]*machine{}, starting: map[generation]chan struct{}{},
+		opt: opt, log: opt.Logger, cap: limits, guard: guard, closing: make(chan struct{}), machines: map[string]*machine{}, links: map[string]Attached{}, starting: map[generation]chan struct{}{},
 		reflinks: frozen.Reflinks(filepath.Join(opt.DataDir, "vms")), holds: newHolds(), onExit: func(string, int, string) {},
 	}
+	n.ports = newPorts(n.dialGuest, func(what string, err error) { n.log.Warn(what, "err", err) })
 	n.pool = newPool(n, opt.Pool)
 	return n, nil
 }
@@ -110,6 +120,7 @@ func (n *Node) OnExit(fn func(sandboxID string, generation int, reason string)) 
 // Close lets go of the sandboxes, which go on running, and ends the VMs that are nobody's yet. It is called once.
 func (n *Node) Close(ctx context.Context) error {
 	n.pool.close(ctx)
+	n.ports.close()
 	close(n.closing)
 	n.mu.Lock()
 	defer n.mu.Unlock()

@@ -25,6 +25,25 @@ func (n *Node) Agent(ctx context.Context, sandboxID string, generation int) (htt
 	return a.Transport(), nil
 }
 
+// dialGuest connects to a port of the oldest VM of a sandbox that runs. One that stands still for good is not waited for.
+func (n *Node) dialGuest(ctx context.Context, sandboxID string, port int) (guestConn, error) {
+	for _, m := range n.machinesOf(sandboxID) {
+		if m.ending.Load() || m.suspended.Load() || m.vm.State() == vmm.StateExited {
+			continue
+		}
+		a, err := m.connect(ctx)
+		if err != nil {
+			return nil, err
+		}
+		c, err := a.DialPort(ctx, port)
+		if err != nil {
+			return nil, err
+		}
+		return c.(guestConn), nil
+	}
+	return nil, errDead
+}
+
 // Logs answers the output of the image's own process, or of the guest's console.
 func (n *Node) Logs(ctx context.Context, sandboxID string, generation int, console bool, limit int) ([]byte, error) {
 	m, err := n.machine(sandboxID, generation)

@@ -28,9 +28,9 @@ const (
 func (n *Node) Recover(ctx context.Context, want []*spore.Sandbox) (map[string]error, error) {
 	n.recovering.Lock()
 	defer n.recovering.Unlock()
-	r := recovery{node: n, wanted: map[string]int{}, failed: map[string]error{}, keep: map[string]bool{}}
+	r := recovery{node: n, wanted: map[string]*spore.Sandbox{}, failed: map[string]error{}, keep: map[string]bool{}}
 	for _, s := range want {
-		r.wanted[s.ID] = s.Generation
+		r.wanted[s.ID] = s
 		r.failed[s.ID] = spore.Errorf(spore.CodeConflict, "its VM is gone, with all that it had on disk")
 	}
 	entries, err := os.ReadDir(n.path("vms"))
@@ -51,6 +51,9 @@ func (n *Node) Recover(ctx context.Context, want []*spore.Sandbox) (map[string]e
 	if err := r.dropPins(); err != nil {
 		return nil, err
 	}
+	if err := n.recoverLinks(ctx); err != nil {
+		return nil, err
+	}
 	n.mu.Lock()
 	n.recovered = true
 	n.mu.Unlock()
@@ -62,9 +65,9 @@ type recovery struct {
 	node *Node
 
 	mu     sync.Mutex
-	wanted map[string]int   // generations, by sandbox; a sandbox goes as its VM is found
-	failed map[string]error // by sandbox
-	keep   map[string]bool  // VMs that are there still, and need their pins
+	wanted map[string]*spore.Sandbox // a sandbox goes as its VM is found
+	failed map[string]error          // by sandbox
+	keep   map[string]bool           // VMs that are there still, and need their pins
 }
 
 // settle adopts or ends the VM in one directory.
@@ -74,8 +77,8 @@ func (r *recovery) settle(ctx context.Context, id string) {
 		r.mu.Lock()
 		defer r.mu.Unlock()
 		r.keep[id] = true
-		for sandbox, generation := range r.wanted {
-			if m, err := n.machine(sandbox, generation); err == nil && m.id == id && m.vm.State() != vmm.StateExited {
+		for sandbox, s := range r.wanted {
+			if m, err := n.machine(sandbox, s.Generation); err == nil && m.id == id && m.vm.State() != vmm.StateExited {
 				delete(r.failed, sandbox)
 			}
 		}
@@ -85,8 +88,16 @@ func (r *recovery) settle(ctx context.Context, id string) {
 	if err != nil && !errors.Is(err, fs.ErrNotExist) {
 		n.log.Error("the owner file of a VM cannot be read; the VM is taken for nobody's", "vm", id, "err", err)
 	}
-	if err == nil && r.claim(o) {
+	if s := r.claim(o); err == nil && s != nil {
 		err := n.adopt(ctx, id, o)
+		if err == nil && len(s.Ports) > 0 {
+			n.publishing.Lock()
+			_, taken := n.ports.set(ctx, s.ID, s.Ports)
+			n.publishing.Unlock()
+			if taken != nil { // the sandbox goes on; whoever asks for a report sees that they are not published
+				n.log.Error("publishing the ports of a sandbox again", "sandbox", s.ID, "err", taken)
+			}
+		}
 		r.mu.Lock()
 		defer r.mu.Unlock()
 		r.keep[id] = true
@@ -96,7 +107,7 @@ func (r *recovery) settle(ctx context.Context, id string) {
 		return
 	}
 	o.Config.ID = id
-	m := n.newMachine(id, n.dead(id), owner{Config: o.Config, Shape: o.Shape})
+	m := n.newMachine(id, n.dead(id), owner{Config: o.Config, Shape: o.Shape, Network: o.Network, Limits: o.Limits})
 	if err := n.end(ctx, m); err != nil {
 		n.log.Error("a VM that is nobody's does not end", "vm", id, "err", err)
 		r.mu.Lock()
@@ -114,15 +125,16 @@ func (n *Node) knows(id string) bool {
 	return n.machines[id] != nil || n.cap.has(id)
 }
 
-// claim says whether a VM is the one that counts for a sandbox; of two that say so, one is.
-func (r *recovery) claim(o owner) bool {
+// claim answers the sandbox for which a VM is the one that counts, nil when it is none's; of two that say so, one is.
+func (r *recovery) claim(o owner) *spore.Sandbox {
 	r.mu.Lock()
 	defer r.mu.Unlock()
-	if o.Sandbox == "" || r.wanted[o.Sandbox] != o.Generation {
-		return false
+	s := r.wanted[o.Sandbox]
+	if s == nil || s.Generation != o.Generation {
+		return nil
 	}
 	delete(r.wanted, o.Sandbox)
-	return true
+	return s
 }
 
 // adopt takes one VM over. One that cannot be taken over is ended, but keeps its directory, since the console may say
@@ -135,6 +147,11 @@ func (n *Node) adopt(ctx context.Context, id string, o owner) error {
 		// A capture may have been under way: whoever was to let the guest run on is gone.
 		if err = vm.Resume(ctx); err == nil {
 			n.cap.hold(id, o.Config.MemoryMiB)
+			if o.Network.Connected() {
+				n.mu.Lock()
+				n.links[id] = Attached{VM: id, Dir: n.machineDir(id), Network: o.Network, Limits: o.Limits}
+				n.mu.Unlock()
+			}
 			n.add(n.newMachine(id, vm, o))
 			return nil
 		}
@@ -156,6 +173,29 @@ func (n *Node) adopt(ctx context.Context, id string, o owner) error {
 	defer n.mu.Unlock()
 	n.machines[id] = m // so that Settle finds what it left
 	return err
+}
+
+// recoverLinks has those who connect and bound VMs take over what belongs to VMs that are there, and remove the rest.
+func (n *Node) recoverLinks(ctx context.Context) error {
+	n.mu.Lock()
+	keep := map[spore.NetworkMode][]Attached{}
+	for _, l := range n.links {
+		keep[l.Network.Mode] = append(keep[l.Network.Mode], l)
+	}
+	n.mu.Unlock()
+	for mode, nets := range n.opt.Networks {
+		lost, err := nets.Recover(ctx, keep[mode])
+		if err != nil {
+			return err
+		}
+		for vm, why := range lost {
+			n.log.Error("a sandbox has lost its network", "vm", vm, "mode", mode, "err", why)
+		}
+	}
+	if n.opt.Governor == nil {
+		return nil
+	}
+	return n.opt.Governor.Recover(ctx, n.cap.ids())
 }
 
 func (n *Node) dead(id string) deadVM { return deadVM{dir: n.machineDir(id), engine: n.opt.Engine} }

@@ -36,6 +36,7 @@ func (n *Node) Report(ctx context.Context) (*spore.NodeReport, error) {
 		}
 		r.Machines = append(r.Machines, spore.Machine{
 			SandboxID: m.owner.Sandbox, Generation: m.owner.Generation, FrozenID: m.owner.FrozenID, Running: running,
+			Wiring: (&spore.Sandbox{Network: m.owner.Network, Ports: n.ports.of(m.owner.Sandbox), Limits: m.owner.Limits}).Wiring(),
 		})
 	}
 	return r, nil

@@ -21,6 +21,14 @@ const greetTimeout = 2 * time.Minute
 // Start brings up one generation of a sandbox from a frozen state: out of the pool when it has one ready, else by a thaw.
 // One that runs already is left as it is: a call may arrive twice.
 func (n *Node) Start(ctx context.Context, s *spore.Sandbox, frozenID string) error {
+	err := n.start(ctx, s, frozenID)
+	if err != nil {
+		n.unpublish(s.ID)
+	}
+	return err
+}
+
+func (n *Node) start(ctx context.Context, s *spore.Sandbox, frozenID string) error {
 	over, err := n.begin(ctx, generation{s.ID, s.Generation})
 	if err != nil {
 		return err
@@ -32,12 +40,20 @@ func (n *Node) Start(ctx context.Context, s *spore.Sandbox, frozenID string) err
 		}
 		return ctx.Err()
 	}
+	if len(s.Ports) > 0 { // before the long part: one may be taken
+		n.publishing.Lock()
+		_, err := n.ports.set(ctx, s.ID, s.Ports)
+		n.publishing.Unlock()
+		if err != nil {
+			return err
+		}
+	}
 	release, err := n.guard.reserve("starting "+s.ID, 0, toStart) // a VM of the pool asks for no room itself
 	if err != nil {
 		return err
 	}
 	release()
-	if m := n.pool.take(frozenID); m != nil {
+	if m := n.poolFor(s, frozenID); m != nil {
 		err := n.claim(ctx, m, s)
 		if err == nil {
 			n.pool.used(frozenID)
@@ -48,13 +64,21 @@ func (n *Node) Start(ctx context.Context, s *spore.Sandbox, frozenID string) err
 			return err // its owner file may still name the generation that a thaw would have
 		}
 	}
-	m, err := n.thawMakingRoom(ctx, frozenID, owner{Sandbox: s.ID, Generation: s.Generation}, s)
+	m, err := n.thawMakingRoom(ctx, frozenID, owner{Sandbox: s.ID, Generation: s.Generation, Network: s.Network, Limits: s.Limits}, s)
 	if err != nil {
 		return err
 	}
 	n.add(m)
 	n.pool.used(frozenID)
 	return nil
+}
+
+// poolFor answers a VM of the pool that will do for s. Their cables are unplugged, and stay so.
+func (n *Node) poolFor(s *spore.Sandbox, frozenID string) *machine {
+	if s.Network.Connected() {
+		return nil
+	}
+	return n.pool.take(frozenID)
 }
 
 // begin waits until no other call starts the same VM.
@@ -98,10 +122,16 @@ func (n *Node) claim(ctx context.Context, m *machine, s *spore.Sandbox) error {
 	if err := writeOwner(n.machineDir(m.id), o); err != nil {
 		return err
 	}
+	if s.Limits != (spore.Limits{}) {
+		var err error
+		if o, err = n.adjust(ctx, m, o, s); err != nil {
+			return err
+		}
+	}
 	if err := m.vm.Resume(ctx); err != nil {
 		return err
 	}
-	if err := m.greet(ctx, s); err != nil {
+	if err := m.greet(ctx, s, nil); err != nil {
 		return err
 	}
 	n.mu.Lock()
@@ -157,9 +187,19 @@ func (n *Node) thaw(ctx context.Context, frozenID string, o owner, s *spore.Sand
 	if o.Config, err = n.config(ctx, id, shape, img.BaseMemory); err != nil {
 		return nil, err
 	}
+	throttle(&o.Config, o.Limits)
 	m.owner = o
 	if _, err := n.makeDir(id, o); err != nil {
 		return nil, err
+	}
+	link, err := n.plug(ctx, &o, s)
+	if err != nil {
+		return nil, err
+	}
+	if m.owner = o; o.Config.NIC != nil {
+		if err := writeOwner(n.machineDir(id), o); err != nil {
+			return nil, err
+		}
 	}
 	if err := n.opt.Frozen.Pin(id, img.Manifest); err != nil {
 		return nil, err
@@ -172,10 +212,15 @@ func (n *Node) thaw(ctx context.Context, frozenID string, o owner, s *spore.Sand
 		return nil, err
 	}
 	m.vm = vm
+	if o.Limits.CPUs != 0 {
+		if err := n.govern(ctx, m, o.Limits.CPUs); err != nil {
+			return nil, err
+		}
+	}
 	if err := vm.Resume(ctx); err != nil {
 		return nil, err
 	}
-	if err := m.greet(ctx, s); err != nil {
+	if err := m.greet(ctx, s, link); err != nil {
 		return nil, err
 	}
 	n.cap.landed(id)
@@ -225,12 +270,12 @@ func (n *Node) config(ctx context.Context, id string, shape frozen.Shape, memory
 }
 
 // greet waits for the agent and gives the guest an identity of its own: that of s, or a passing one for the pool.
-func (m *machine) greet(ctx context.Context, s *spore.Sandbox) error {
+func (m *machine) greet(ctx context.Context, s *spore.Sandbox, link *Link) error {
 	greeting, cancel := context.WithTimeout(ctx, greetTimeout)
 	defer cancel()
 	a, err := m.connect(greeting)
 	if err == nil {
-		_, err = a.Greet(greeting, identity(s))
+		_, err = a.Greet(greeting, identity(s, link))
 	}
 	if err != nil {
 		return m.unreached(ctx, err, "the agent of a thawed guest did not answer")
@@ -239,12 +284,16 @@ func (m *machine) greet(ctx context.Context, s *spore.Sandbox) error {
 }
 
 // identity makes what sets one thaw of a frozen state apart from every other.
-func identity(s *spore.Sandbox) guest.Identity {
+func identity(s *spore.Sandbox, link *Link) guest.Identity {
 	var machineID [16]byte
 	rand.Read(machineID[:])
 	id := guest.Identity{MachineID: hex.EncodeToString(machineID[:]), DropConnections: true}
 	if s != nil {
 		id.SandboxID, id.TemplateID, id.Hostname, id.Env = s.ID, s.TemplateID, s.ID, s.Env
+	}
+	if link != nil {
+		link.addresses(&id)
+		id.Env = proxied(s.Env, s.Network.Egress.Proxy)
 	}
 	return id
 }
@@ -264,5 +313,6 @@ func (n *Node) Settle(ctx context.Context, sandboxID string, keep int) error {
 	for _, m := range gone {
 		errs = append(errs, n.end(ctx, m))
 	}
+	n.unpublish(sandboxID)
 	return errors.Join(errs...)
 }

@@ -43,7 +43,7 @@ func Run(t *testing.T, open func(t *testing.T) Machine) {
 		run  func(t *testing.T, fresh func(t *testing.T) *bed)
 	}{
 		{"Artifact", testArtifact}, {"Bake", testBake}, {"Frozen", testFrozen}, {"Sandbox", testSandbox}, {"Capture", testCapture},
-		{"Recover", testRecover}, {"Space", testSpace}, {"Upkeep", testUpkeep}, {"Cancel", testCancel}, {"Unknown", testUnknown}, {"Fetch", testFetch},
+		{"Recover", testRecover}, {"Ports", testPorts}, {"Space", testSpace}, {"Upkeep", testUpkeep}, {"Cancel", testCancel}, {"Unknown", testUnknown}, {"Fetch", testFetch},
 	} {
 		t.Run(group.name, func(t *testing.T) {
 			group.run(t, func(t *testing.T) *bed {

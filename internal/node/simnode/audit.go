@@ -34,6 +34,7 @@ type AuditVM struct {
 	Paused     bool
 	Starting   bool
 	Held       bool // by the node's present process; the others wait for Recover
+	Wiring     string
 }
 
 // AuditFrozen is one frozen state.
@@ -70,11 +71,16 @@ func (m *Machine) Audit() Audit {
 		v := m.vms[id]
 		a.VMs = append(a.VMs, AuditVM{
 			ID: id, SandboxID: v.sandbox, Generation: v.generation, FrozenID: v.state.id, Running: v.running, Paused: v.paused,
-			Starting: v.starting, Held: v.life == m.life,
+			Starting: v.starting, Held: v.life == m.life, Wiring: m.wiring(v),
 		})
 		used += v.disk
 		if v.running {
 			promised += v.state.resources.MemoryMiB
+		}
+	}
+	for _, id := range sortedKeys(m.ports) {
+		if len(m.sandboxes[id]) == 0 {
+			a.Violations = append(a.Violations, "ports are published of "+id+", which has no VM")
 		}
 	}
 	for _, id := range sortedKeys(m.manifests) {

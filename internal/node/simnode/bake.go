@@ -55,6 +55,7 @@ func (c *call) bake(t *spore.Template, as string, note func(string), onDisk bool
 	}
 	c.needs = append(c.needs, from.artifact)
 	s := booted(as, m.newID("c"), t.Resources, from.artifact, bound, from.files)
+	s.nic = t.NIC
 	if err := c.reserve(forKeeping, m.newBytes(s)+diskBytes); err != nil {
 		return nil, err
 	}

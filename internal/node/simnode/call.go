@@ -40,6 +40,8 @@ var Steps = map[string][]string{
 	"diff":           {"read"},
 	"kernel":         {},
 	"start":          {"begin", "thawed", "greeted"},
+	"publish":        {"listen"},
+	"adjust":         {"apply"},
 	"settle":         {"begin", "end"}, // "end" for each VM
 	"freeze":         {"begin", "paused", "captured", "commit"},
 	"suspend":        {"begin", "paused", "captured", "commit"},

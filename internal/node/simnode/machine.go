@@ -54,8 +54,10 @@ type Machine struct {
 	manifests map[string]*manifest
 	pieces    map[string]*piece
 	vms       map[string]*vm
-	sandboxes map[string][]*vm // the same, by sandbox
-	serial    int              // names pieces and VMs
+	sandboxes map[string][]*vm               // the same, by sandbox
+	ports     map[string][]spore.PortForward // published by this process of the node, by sandbox
+	occupied  map[int]bool                   // ports that another program listens on
+	serial    int                            // names pieces and VMs
 
 	used     int64 // bytes of artifacts, blobs, pieces and VM disks
 	promised int   // MiB, to VMs
@@ -79,7 +81,7 @@ func newMachine(c *Cluster, o Options) *Machine {
 		cluster: c, id: o.ID, opt: o, current: o.Components, kernels: []spore.Components{guestPart(o.Components)},
 		limits: o.Limits, total: o.DiskBytes, artifacts: map[string]*artifact{}, blobs: map[string]int64{},
 		manifests: map[string]*manifest{}, pieces: map[string]*piece{}, calls: map[*call]bool{}, count: map[string]int{},
-		vms: map[string]*vm{}, sandboxes: map[string][]*vm{},
+		vms: map[string]*vm{}, sandboxes: map[string][]*vm{}, ports: map[string][]spore.PortForward{}, occupied: map[int]bool{},
 	}
 }
 
@@ -104,6 +106,7 @@ func (m *Machine) crash() {
 	m.recovered = false
 	m.reserved = 0
 	clear(m.calls)
+	clear(m.ports)
 	for _, a := range m.artifacts {
 		a.fresh = nil
 	}
@@ -244,7 +247,7 @@ func (m *Machine) report(now time.Time) *spore.NodeReport {
 		if v.sandbox == "" || v.starting && v.life == m.life {
 			continue
 		}
-		r.Machines = append(r.Machines, spore.Machine{SandboxID: v.sandbox, Generation: v.generation, FrozenID: v.state.id, Running: v.running})
+		r.Machines = append(r.Machines, spore.Machine{SandboxID: v.sandbox, Generation: v.generation, FrozenID: v.state.id, Running: v.running, Wiring: m.wiring(v)})
 		if v.running {
 			r.Node.Sandboxes++
 		}

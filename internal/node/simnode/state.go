@@ -37,6 +37,7 @@ type manifest struct {
 	madeAs    string // the id that it had before it was promoted
 	capture   string // that its topmost pieces are of
 	resources spore.Resources
+	nic       bool
 	artifact  string
 	bound     spore.Components
 	memory    []*piece // the base first

@@ -21,6 +21,8 @@ type vm struct {
 	paused     bool      // it stands still
 	capturing  bool      // a capture is under way
 	state      *manifest // that it stands on
+	network    spore.Network
+	limits     spore.Limits
 	files      map[string]string
 	disk       int64 // bytes
 }
@@ -73,6 +75,7 @@ func (m *Machine) removeVM(v *vm) {
 	rest := slices.DeleteFunc(m.sandboxes[v.sandbox], func(o *vm) bool { return o == v })
 	if len(rest) == 0 {
 		delete(m.sandboxes, v.sandbox)
+		m.unpublish(v.sandbox)
 		return
 	}
 	m.sandboxes[v.sandbox] = rest
@@ -138,7 +141,7 @@ func (m *Machine) fits(s *manifest) error {
 
 // Start is center.Node's. A generation that runs already on the same frozen state is as it should be.
 func (h *Handle) Start(ctx context.Context, s *spore.Sandbox, frozenID string) error {
-	id, generation := s.ID, s.Generation
+	id, generation, mine := s.ID, s.Generation, *s
 	_, err := ask(ctx, h, "start", func(c *call) (any, error) {
 		m := c.m
 		if err := c.step("begin"); err != nil {
@@ -153,9 +156,20 @@ func (h *Handle) Start(ctx context.Context, s *spore.Sandbox, frozenID string) e
 			}
 			return nil, spore.Errorf(spore.CodeConflict, "generation %d of sandbox %s is there already", generation, id)
 		}
+		if f := m.manifests[frozenID]; f != nil && mine.Network.Connected() && !f.nic {
+			e := spore.Errorf(spore.CodeConflict, "%s was frozen without a network device", frozenID)
+			e.Field = "network.mode"
+			return nil, e
+		}
 		v, err := c.thaw(id, generation, frozenID)
 		if err != nil {
 			return nil, err
+		}
+		v.network, v.limits = mine.Network, mine.Limits
+		if len(mine.Ports) > 0 {
+			if _, err := m.publish(id, mine.Ports); err != nil {
+				return nil, err
+			}
 		}
 		for _, at := range []string{"thawed", "greeted"} {
 			if err := c.step(at); err != nil {
@@ -197,9 +211,9 @@ func (h *Handle) Settle(ctx context.Context, sandboxID string, keep int) error {
 
 // Recover is center.Node's. VMs that this process of the node started are not touched, so that it can be asked twice.
 func (h *Handle) Recover(ctx context.Context, want []*spore.Sandbox) (map[string]error, error) {
-	wanted := map[string]int{}
+	wanted, ports := map[string]int{}, map[string][]spore.PortForward{}
 	for _, s := range want {
-		wanted[s.ID] = s.Generation
+		wanted[s.ID], ports[s.ID] = s.Generation, slices.Clone(s.Ports)
 	}
 	return ask(ctx, h, "recover", func(c *call) (map[string]error, error) {
 		m := c.m
@@ -225,6 +239,10 @@ func (h *Handle) Recover(ctx context.Context, want []*spore.Sandbox) (map[string
 			v.life, v.starting, v.paused, v.capturing = m.life, false, false, false
 			if !v.running {
 				failed[v.sandbox] = spore.Errorf(spore.CodeConflict, "its VM ended while nobody watched over it")
+			}
+			if list := ports[v.sandbox]; len(list) > 0 {
+				// One that is taken is not published, and the report shows it.
+				_, _ = m.publish(v.sandbox, list)
 			}
 		}
 		for _, id := range sortedKeys(wanted) {
