@@ -179,9 +179,7 @@ func (m *machine) adopt(ctx context.Context, r record) (vmm.VM, error) {
 		err = spore.Errorf(spore.CodeNotFound, "the VM %s was being thawed when the server that did it ended", r.ID)
 	}
 	if err != nil {
-		err = m.settle(err)
-		m.console.stop()
-		return nil, errors.Join(err, m.qmp.Close())
+		return nil, errors.Join(m.settle(err), m.disconnect())
 	}
 	m.setRunning(status.Running)
 	return m, nil

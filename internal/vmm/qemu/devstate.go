@@ -9,6 +9,7 @@ import (
 	"io"
 	"os"
 	"strings"
+	"time"
 
 	"github.com/cespare/xxhash/v2"
 	"golang.org/x/sys/unix"
@@ -256,6 +257,12 @@ func (m *machine) loadState(ctx context.Context, payload []byte) error {
 	select {
 	case status := <-m.migration:
 		if status != "completed" {
+			// QEMU ends, and only then has it said all.
+			select {
+			case <-m.gone:
+			case <-ctx.Done():
+			case <-time.After(10 * time.Second): // it should have
+			}
 			return spore.Errorf(spore.CodeDamaged, "QEMU does not take the device state: %s", m.lastWords())
 		}
 		return nil

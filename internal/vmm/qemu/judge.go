@@ -13,6 +13,7 @@ import (
 
 	spore "github.com/sporevm/spore"
 	"github.com/sporevm/spore/internal/vmm"
+	"github.com/sporevm/spore/internal/vmm/vmlog"
 )
 
 // The trial boot ends when the guest has said nothing for trialSilence, as one does that is stuck, or at the latest after
@@ -172,7 +173,7 @@ func (e *Engine) trial(ctx context.Context, hv *hypervisor, kernel, initrd strin
 	defer silent.Stop()
 	var before []byte
 	for {
-		text, err := m.Console(consoleLimit)
+		text, err := m.Console(vmlog.Keep)
 		if err != nil {
 			return err
 		}
@@ -189,9 +190,9 @@ func (e *Engine) trial(ctx context.Context, hv *hypervisor, kernel, initrd strin
 		case <-m.Done():
 			return fmt.Errorf("a guest ended in its boot under KVM: %s", m.lastWords())
 		case <-silent.C:
-			return fmt.Errorf("a guest got stuck in its boot under KVM, silent for %s; last it said: %q", e.trialSilence, lastLines(text, 1))
+			return fmt.Errorf("a guest got stuck in its boot under KVM, silent for %s; last it said: %q", e.trialSilence, vmlog.LastLines(text, 1))
 		case <-ctx.Done():
-			return fmt.Errorf("a guest did not get through its boot under KVM in %s; last it said: %q", e.trialTime, lastLines(text, 1))
+			return fmt.Errorf("a guest did not get through its boot under KVM in %s; last it said: %q", e.trialTime, vmlog.LastLines(text, 1))
 		case <-tick.C:
 		}
 	}

@@ -5,6 +5,7 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
+	"io/fs"
 	"log/slog"
 	"net"
 	"os"
@@ -15,6 +16,7 @@ import (
 	"github.com/sporevm/spore/internal/vmm"
 	"github.com/sporevm/spore/internal/vmm/procmem"
 	"github.com/sporevm/spore/internal/vmm/qemu/qmp"
+	"github.com/sporevm/spore/internal/vmm/vmlog"
 )
 
 // machine is one VM. It implements vmm.VM.
@@ -28,8 +30,9 @@ type machine struct {
 	proc   *process
 
 	qmp       *qmp.Client
-	console   *consoleLog
-	migration chan string // the final status of a state being loaded
+	console   *vmlog.Follower
+	output    *vmlog.Follower // nil for a process whose output a server before this one made a file of
+	migration chan string     // the final status of a state being loaded
 
 	turn  chan struct{} // held by the operation that may change the VM
 	fdset int           // the last set of descriptors given to QEMU; holder of turn
@@ -56,29 +59,57 @@ func newMachine(log *slog.Logger, cfg vmm.Config, format string, s shape, w *wor
 	}
 }
 
-// connect opens the monitor and the console.
+// connect opens the monitor, the console and the process's output.
 func (m *machine) connect() error {
-	monitor, err := m.work.dial(socketMonitor)
+	log := m.log.With("vm", m.cfg.ID)
+	output, err := vmlog.OpenPipe(m.work.join(nameOutput))
+	if err == nil {
+		m.output, err = vmlog.Follow(m.work.join(nameLog), output, log)
+	} else if errors.Is(err, fs.ErrNotExist) {
+		err = nil
+	}
 	if err != nil {
 		return err
 	}
 	console, err := m.work.dial(socketConsole)
+	if err == nil {
+		m.console, err = vmlog.Follow(m.work.join(nameConsole), console, log)
+	}
 	if err != nil {
-		return errors.Join(err, monitor.Close())
+		return errors.Join(err, m.disconnect())
+	}
+	monitor, err := m.work.dial(socketMonitor)
+	if err != nil {
+		return errors.Join(err, m.disconnect())
 	}
 	m.qmp = qmp.New(monitor, m.onEvent)
-	m.console = followConsole(m.work.join(nameConsole), console, m.log.With("vm", m.cfg.ID))
 	return nil
+}
+
+// disconnect lets go of what connect opened.
+func (m *machine) disconnect() (err error) {
+	if m.qmp != nil {
+		err = m.qmp.Close()
+	}
+	for _, f := range []*vmlog.Follower{m.console, m.output} {
+		if f != nil {
+			f.Stop()
+		}
+	}
+	return err
 }
 
 // follow watches the process to its end.
 func (m *machine) follow(p *process) {
 	m.proc = p
 	go func() {
-		m.watchLog()
-		// The process has closed its ends: both readers come to theirs, with nothing lost of what it said last.
+		<-m.proc.done
+		// The process has closed its ends: all readers come to theirs, with nothing lost of what it said last.
 		<-m.qmp.Done()
-		<-m.console.done
+		<-m.console.Done()
+		if m.output != nil {
+			<-m.output.Done()
+		}
 		m.mu.Lock()
 		m.running = false
 		for _, conn := range m.ports {
@@ -92,25 +123,6 @@ func (m *machine) follow(p *process) {
 		}
 		close(m.gone)
 	}()
-}
-
-// logLimit is how much of QEMU's own messages is kept. A guest can provoke some.
-const logLimit = 256 << 10
-
-// watchLog keeps QEMU's log small until the process has ended.
-func (m *machine) watchLog() {
-	tick := time.NewTicker(time.Minute)
-	defer tick.Stop()
-	for {
-		select {
-		case <-m.proc.done:
-			return
-		case <-tick.C:
-			if err := boundLog(m.work.join(nameLog), logLimit); err != nil {
-				m.log.Warn("bound the hypervisor's log", "vm", m.cfg.ID, "error", err)
-			}
-		}
-	}
 }
 
 // reason says why the VM exited; nil when that was asked for. The caller holds m.mu.
@@ -131,11 +143,11 @@ func (m *machine) reason() error {
 // lastWords are the ends of QEMU's log and of the guest's console, for messages.
 func (m *machine) lastWords() string {
 	text := "it left no message"
-	if tail, err := tailOf(m.work.join(nameLog), 4096); err == nil && len(tail) > 0 {
-		text = lastLines(tail, 5)
+	if tail, err := vmlog.Tail(m.work.join(nameLog), 4096); err == nil && len(tail) > 0 {
+		text = vmlog.LastLines(tail, 5)
 	}
-	if tail, err := tailOf(m.work.join(nameConsole), 4096); err == nil && len(tail) > 0 {
-		text += "; console: " + lastLines(tail, 8)
+	if tail, err := vmlog.Tail(m.work.join(nameConsole), 4096); err == nil && len(tail) > 0 {
+		text += "; console: " + vmlog.LastLines(tail, 8)
 	}
 	return text
 }
@@ -317,7 +329,7 @@ func (m *machine) DialPort(ctx context.Context, port string) (net.Conn, error) {
 }
 
 func (m *machine) Console(limit int) ([]byte, error) {
-	return tailOf(m.work.join(nameConsole), limit)
+	return vmlog.Tail(m.work.join(nameConsole), limit)
 }
 
 func (m *machine) Shutdown(ctx context.Context) error {
@@ -388,7 +400,5 @@ func (m *machine) Release() error {
 	}
 	clear(m.ports)
 	m.mu.Unlock()
-	err := m.qmp.Close()
-	m.console.stop()
-	return errors.Join(err, m.closeMemory(), m.work.close())
+	return errors.Join(m.disconnect(), m.closeMemory(), m.work.close())
 }

@@ -3,14 +3,13 @@ package qemu
 import (
 	"bytes"
 	"encoding/json"
-	"errors"
-	"os"
 	"slices"
 	"strings"
 	"testing"
 
 	spore "github.com/sporevm/spore"
 	"github.com/sporevm/spore/internal/vmm"
+	"github.com/sporevm/spore/internal/vmm/vmlog"
 )
 
 func TestParseVersion(t *testing.T) {
@@ -146,7 +145,7 @@ func FuzzParse(f *testing.F) {
 		if v, ok := parseVerdict(text); ok && v.Accel != AccelKVM && v.Accel != AccelTCG {
 			t.Fatalf("%+v", v)
 		}
-		if out := lastLines(text, 3); strings.ContainsAny(out, "\n\r\x1b") {
+		if out := vmlog.LastLines(text, 3); strings.ContainsAny(out, "\n\r\x1b") {
 			t.Fatalf("%q", out)
 		}
 	})
@@ -170,24 +169,4 @@ func TestParseStat(t *testing.T) {
 	if err != nil || state != 'R' || start != 987654 {
 		t.Fatal(string(state), start, err)
 	}
-}
-
-func TestConsoleStaysBounded(t *testing.T) {
-	path := t.TempDir() + "/log"
-	must(t, appendTo(path, strings.Repeat("x", 1000)+"\n"+strings.Repeat("y", 100)))
-	must(t, boundLog(path, 2000))
-	must(t, boundLog(path, 400))
-	text, err := tailOf(path, 1<<20)
-	if err != nil || len(text) != 200 || !bytes.HasSuffix(text, bytes.Repeat([]byte("y"), 100)) {
-		t.Fatalf("%d bytes, %v", len(text), err)
-	}
-}
-
-func appendTo(path, text string) error {
-	f, err := os.OpenFile(path, os.O_WRONLY|os.O_CREATE|os.O_APPEND, 0o600)
-	if err != nil {
-		return err
-	}
-	_, err = f.WriteString(text)
-	return errors.Join(err, f.Close())
 }

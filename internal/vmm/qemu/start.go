@@ -10,6 +10,7 @@ import (
 
 	spore "github.com/sporevm/spore"
 	"github.com/sporevm/spore/internal/vmm"
+	"github.com/sporevm/spore/internal/vmm/vmlog"
 )
 
 // Boot starts a VM from its kernel; see vmm.Engine.
@@ -144,11 +145,11 @@ func maxFile(s shape, cfg vmm.Config) int64 {
 
 // spawn starts the process with its sockets made and connected beforehand.
 func (m *machine) spawn(l launch) (err error) {
-	log, err := os.OpenFile(m.work.join(nameLog), os.O_WRONLY|os.O_CREATE|os.O_APPEND, 0o600)
+	output, err := vmlog.Pipe(m.work.join(nameOutput))
 	if err != nil {
 		return diskError("make the VM's log", err)
 	}
-	defer log.Close()
+	defer output.Close()
 	var passed []*os.File
 	defer func() {
 		for _, f := range passed {
@@ -185,11 +186,10 @@ func (m *machine) spawn(l launch) (err error) {
 	if err := m.connect(); err != nil {
 		return err
 	}
-	p, err := startProcess(l.platform.path, m.work.path, l.args(), log, passed,
+	p, err := startProcess(l.platform.path, m.work.path, l.args(), output, passed,
 		limitsFor(maxFile(m.shape, m.cfg), l.uid >= 0, l.cfg.VCPUs))
 	if err != nil {
-		m.console.stop()
-		return errors.Join(err, m.qmp.Close())
+		return errors.Join(err, m.disconnect())
 	}
 	m.follow(p)
 	return nil
@@ -263,7 +263,11 @@ func (m *machine) abandon(err error) error {
 // refusal is why QEMU ended in its start, as it said itself.
 func (m *machine) refusal() *spore.Error {
 	words := m.lastWords()
-	if e := lockRefusal(words, m.cfg.Drives); e != nil {
+	output, err := vmlog.Tail(m.work.join(nameLog), 4096)
+	if err != nil {
+		m.log.Warn("read the hypervisor's log", "vm", m.cfg.ID, "error", err)
+	}
+	if e := lockRefusal(string(output), m.cfg.Drives); e != nil {
 		return e
 	}
 	if strings.Contains(words, "Cannot allocate memory") {

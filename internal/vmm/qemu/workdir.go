@@ -22,7 +22,8 @@ const (
 	nameKernel  = "kernel"
 	nameInitrd  = "initrd"
 	nameRecord  = "vm.json"
-	nameLog     = "qemu.log"    // QEMU's standard error
+	nameOutput  = "output" // QEMU's standard output and error: a pipe that the server copies to the log
+	nameLog     = "qemu.log"
 	nameConsole = "console.log" // the guest's serial console
 
 	socketMonitor = "qmp"
