@@ -7,12 +7,16 @@ import (
 	"runtime/debug"
 
 	"github.com/sporevm/spore/internal/cli"
+	"github.com/sporevm/spore/internal/daemon"
 )
 
 // version is set by the linker for releases.
 var version string
 
 func main() {
+	if len(os.Args) > 1 && os.Args[1] == "pager" { // the server's own child, not a command for people
+		os.Exit(daemon.Pager(os.Args[2:]))
+	}
 	os.Exit(cli.Run(context.Background(), wire(cli.Options{
 		Args: os.Args[1:], Stdin: os.Stdin, Stdout: os.Stdout, Stderr: os.Stderr, Version: buildVersion(),
 	})))

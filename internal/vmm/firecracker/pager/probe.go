@@ -1,0 +1,5 @@
+package pager
+
+const probeArg = "probe"
+
+func probeMain() int { return 0 }
