@@ -216,6 +216,35 @@ func TestServersLeaveEachOtherAlone(t *testing.T) {
 	}
 }
 
+func TestGovern(t *testing.T) {
+	c := openHere(t)
+	ctx := t.Context()
+	cmd := burn(t)
+	pid := cmd.Process.Pid
+	must(t, c.Govern(ctx, "vm", pid, 0))
+	if ids, err := c.List(); err != nil || len(ids) > 0 {
+		t.Errorf("a group without need: %v, %v", ids, err)
+	}
+	must(t, c.Govern(ctx, "vm", pid, 0.3))
+	must(t, c.Govern(ctx, "vm", pid, 0.1))
+	g, err := c.Get("vm")
+	must(t, err)
+	hold(t, g, pid, 0.1)
+	must(t, c.Recover(ctx, []string{"vm"}))
+	must(t, c.Govern(ctx, "vm", pid, 0))
+	must(t, cmd.Process.Kill())
+	cmd.Wait()
+	must(t, c.Release(ctx, "vm"))
+	must(t, c.Release(ctx, "vm"))
+	wantCode(t, "Govern of a process that has ended", c.Govern(ctx, "vm", pid, 1), spore.CodeConflict)
+	if ids, err := c.List(); err != nil || len(ids) > 0 {
+		t.Errorf("a group is left: %v, %v", ids, err)
+	}
+	_, err = c.Create(ctx, "dead")
+	must(t, err)
+	must(t, c.Recover(ctx, nil))
+}
+
 func TestBadInput(t *testing.T) {
 	_, err := Open(t.Context(), Options{Owner: "../.."})
 	wantCode(t, "Open", err, spore.CodeInternal)

@@ -262,6 +262,9 @@ func check(cfg vmm.Config, boot bool) error {
 			return spore.Invalidf("drives", "%q is not a drive name, or is there twice", d.ID)
 		}
 		seen[d.ID] = true
+		if err := checkLimits(d.Limits); err != nil {
+			return err
+		}
 		files[d.Path] = "drives"
 	}
 	if boot {

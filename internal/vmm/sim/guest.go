@@ -28,6 +28,8 @@ type instance struct {
 	mem   *ram
 	turn  chan struct{}
 
+	throttles map[string]*throttle // by drive
+
 	mu      sync.Mutex
 	running bool
 	resumed chan struct{} // closed while the VM runs
@@ -44,7 +46,8 @@ type instance struct {
 func newInstance(opts Options, cfg vmm.Config, dir, shape string, mem *ram, devices []byte) *instance {
 	return &instance{
 		opts: opts, cfg: cfg, dir: dir, shape: shape, mem: mem, devices: devices, turn: make(chan struct{}, 1),
-		resumed: make(chan struct{}), ports: map[string]net.Conn{}, gone: make(chan struct{}),
+		throttles: newThrottles(cfg.Drives),
+		resumed:   make(chan struct{}), ports: map[string]net.Conn{}, gone: make(chan struct{}),
 	}
 }
 

@@ -5,6 +5,7 @@ import (
 	"context"
 	"encoding/binary"
 	"encoding/json"
+	"io"
 	"net"
 	"net/http"
 	"sync"
@@ -66,6 +67,18 @@ func (s *Players) Serve(g *sim.Guest, port string, conn sim.Conn) {
 	if port == vmm.PortData {
 		control, data = data, control
 	}
+	Play(g, control, data)
+}
+
+// Guest is what an agent is played in. Whatever it keeps in memory outlives a freeze and a thaw.
+type Guest interface {
+	io.ReaderAt
+	io.WriterAt
+	PowerOff()
+}
+
+// Play plays the agent of one guest over its two ports, until the host leaves.
+func Play(g Guest, control, data net.Conn) {
 	streams := newStreams()
 	defer streams.Close()
 	go http.Serve(streams, newAgent(g)) // ends with streams
@@ -74,7 +87,7 @@ func (s *Players) Serve(g *sim.Guest, port string, conn sim.Conn) {
 }
 
 // newAgent answers the internal routes as a guest would that has nothing to run.
-func newAgent(g *sim.Guest) http.Handler {
+func newAgent(g Guest) http.Handler {
 	answer := func(v any) http.HandlerFunc {
 		return func(w http.ResponseWriter, _ *http.Request) {
 			w.Header().Set("Content-Type", "application/json")
@@ -98,7 +111,7 @@ func newAgent(g *sim.Guest) http.Handler {
 // processes is the process service of a guest that runs nothing but counts what it was to run.
 type processes struct {
 	processconnect.UnimplementedProcessHandler
-	guest *sim.Guest
+	guest Guest
 }
 
 // counterAt is where in memory the commands are counted.
