@@ -116,6 +116,12 @@ func obey(g *sim.Guest, words []string) (string, error) {
 		copy(frame[12:], []byte{0x88, 0xb5})
 		binary.BigEndian.PutUint64(frame[14:], seed)
 		return "ok", g.SendFrame(frame)
+	case "disk-rate":
+		return diskRate(g, time.Duration(n)*time.Millisecond, int(seed)<<10)
+	case "disk-flood":
+		return "ok", diskFlood(g, n<<10, int(seed))
+	case "disk-flooded":
+		return "ok", <-flooded
 	case "poweroff":
 		g.PowerOff()
 		return "", nil
@@ -155,6 +161,46 @@ func echoFrames(g *sim.Guest, conn sim.Conn) {
 			return
 		}
 	}
+}
+
+func diskRate(g *sim.Guest, span time.Duration, size int) (string, error) {
+	d, err := g.Drive("disk")
+	if err != nil {
+		return "", err
+	}
+	buf, ops, began := make([]byte, size), 0, time.Now()
+	for ; err == nil && time.Since(began) < span; ops++ {
+		if ops%2 == 0 {
+			_, err = d.WriteAt(buf, 0)
+		} else {
+			_, err = d.ReadAt(buf, 0)
+		}
+	}
+	return fmt.Sprint(ops*size, ops, time.Since(began).Microseconds()), err
+}
+
+var flooded = make(chan error, 1)
+
+func diskFlood(g *sim.Guest, size, count int) error {
+	d, err := g.Drive("disk")
+	if err != nil {
+		return err
+	}
+	errs := make(chan error, count)
+	for i := range count {
+		go func() {
+			_, err := d.WriteAt(make([]byte, size), int64(i*size))
+			errs <- err
+		}()
+	}
+	go func() {
+		var all error
+		for range count {
+			all = errors.Join(all, <-errs)
+		}
+		flooded <- all
+	}()
+	return nil
 }
 
 func noise(n int, seed uint64) []byte {

@@ -39,15 +39,16 @@ func checkLimits(l vmm.DriveLimits) error {
 
 // throttle makes I/O take as long as its limits demand.
 type throttle struct {
-	mu     sync.Mutex
-	limits vmm.DriveLimits
-	free   time.Time // when what was let through so far is paid for
+	mu      sync.Mutex
+	limits  vmm.DriveLimits
+	changed chan struct{} // closed as the limits change
+	free    time.Time     // when what was let through so far is paid for
 }
 
 func newThrottles(drives []vmm.Drive) map[string]*throttle {
 	all := map[string]*throttle{}
 	for _, d := range drives {
-		all[d.ID] = &throttle{limits: d.Limits}
+		all[d.ID] = &throttle{limits: d.Limits, changed: make(chan struct{})}
 	}
 	return all
 }
@@ -55,14 +56,16 @@ func newThrottles(drives []vmm.Drive) map[string]*throttle {
 func (t *throttle) set(l vmm.DriveLimits) {
 	t.mu.Lock()
 	defer t.mu.Unlock()
-	t.limits = l
+	t.limits, t.free = l, time.Time{}
+	close(t.changed)
+	t.changed = make(chan struct{})
 }
 
 // burst is how much of idle time may be used up later.
 const burst = 100 * time.Millisecond
 
-// take books one operation of n bytes and says how long it must wait.
-func (t *throttle) take(n int, now time.Time) time.Duration {
+// take books one operation of n bytes and says how long it must wait. When changed is closed before, it is to be booked anew.
+func (t *throttle) take(n int, now time.Time) (wait time.Duration, changed <-chan struct{}) {
 	t.mu.Lock()
 	defer t.mu.Unlock()
 	var cost time.Duration
@@ -73,13 +76,13 @@ func (t *throttle) take(n int, now time.Time) time.Duration {
 		cost = max(cost, time.Second/time.Duration(rate))
 	}
 	if cost == 0 {
-		return 0
+		return 0, t.changed
 	}
 	if earliest := now.Add(-burst); t.free.Before(earliest) {
 		t.free = earliest
 	}
 	t.free = t.free.Add(cost)
-	return t.free.Sub(now)
+	return t.free.Sub(now), t.changed
 }
 
 // Drive is a drive as the guest sees it. Its I/O keeps to the limits of the drive; nothing is done while the VM is paused.
@@ -100,12 +103,19 @@ func (g *Guest) Drive(id string) (*Drive, error) {
 
 // wait lets the time pass that the limits demand, and returns when the VM runs.
 func (d *Drive) wait(n int) error {
-	if pause := d.t.take(n, time.Now()); pause > 0 {
+	for {
+		pause, changed := d.t.take(n, time.Now())
+		if pause <= 0 {
+			break
+		}
 		select {
+		case <-changed:
+			continue
 		case <-time.After(pause):
 		case <-d.in.gone:
 			return errExited()
 		}
+		break
 	}
 	d.in.waitRunning()
 	return nil

@@ -146,6 +146,7 @@ func testLifecycle(t *testing.T, h Harness) {
 	t.Run("WrongShape", s.testWrongShape)
 	t.Run("CanceledThaw", s.testCanceledThaw)
 	t.Run("Adopt", s.testAdopt)
+	t.Run("Throttle", s.testThrottle)
 	t.Run("PowerOff", s.testPowerOff)
 	t.Run("Crash", s.testCrash)
 	if h.Processes {

@@ -183,12 +183,98 @@ func obey(words []string) (string, error) {
 		return "ok", sendFrame(seed)
 	case "nic":
 		return nicAddress()
+	case "disk-rate": // disk-rate MILLISECONDS KIB: operations of so much each, for so long
+		return diskRate(time.Duration(n)*time.Millisecond, int(seed)<<10)
+	case "disk-flood": // disk-flood KIB COUNT: so many writes of so much each, at once, in the background
+		return "ok", diskFlood(n<<10, int(seed))
+	case "disk-flooded": // waits for the end of a flood
+		return "ok", <-flooded
 	case "poweroff":
 		return "", unix.Reboot(unix.LINUX_REBOOT_CMD_POWER_OFF)
 	case "crash":
 		return "", os.WriteFile("/proc/sysrq-trigger", []byte("c"), 0)
 	}
 	return "", fmt.Errorf("unknown command %q", words)
+}
+
+// bulk is a piece of memory that can be written past the page cache.
+func bulk(size int) ([]byte, error) {
+	return unix.Mmap(-1, 0, size, unix.PROT_READ|unix.PROT_WRITE, unix.MAP_PRIVATE|unix.MAP_ANON)
+}
+
+// diskRate reads and writes for a while, in four places at once, and tells bytes, operations and microseconds. Neighbouring
+// operations lie apart, so that nothing on their way joins them to one.
+func diskRate(span time.Duration, size int) (string, error) {
+	var bytes, ops atomic.Int64
+	err := onDisk(os.O_RDWR|unix.O_DIRECT, func(f *os.File) error {
+		end, err := f.Seek(0, io.SeekEnd)
+		if err != nil {
+			return err
+		}
+		quarter := end / 4
+		began := time.Now()
+		errs := make(chan error, 4)
+		for i := range int64(4) {
+			go func() {
+				buf, err := bulk(size)
+				for n := int64(0); err == nil && time.Since(began) < span; n++ {
+					off := i*quarter + n*2*int64(size)%(quarter-int64(size))
+					off -= off % int64(size)
+					if n%2 == 0 {
+						_, err = f.WriteAt(buf, off)
+					} else {
+						_, err = f.ReadAt(buf, off)
+					}
+					bytes.Add(int64(size))
+					ops.Add(1)
+				}
+				errs <- err
+			}()
+		}
+		for range 4 {
+			err = errors.Join(err, <-errs)
+		}
+		span = time.Since(began)
+		return err
+	})
+	return fmt.Sprint(bytes.Load(), ops.Load(), span.Microseconds()), err
+}
+
+var flooded = make(chan error, 1)
+
+// diskFlood returns once the writes are on their way.
+func diskFlood(size, count int) error {
+	buf, err := bulk(size)
+	if err != nil {
+		return err
+	}
+	begun := make(chan struct{}, count)
+	go func() {
+		flooded <- onDisk(os.O_WRONLY|unix.O_DIRECT, func(f *os.File) error {
+			errs := make(chan error, count)
+			for i := range count {
+				go func() {
+					begun <- struct{}{}
+					_, err := f.WriteAt(buf, int64(i*size))
+					errs <- err
+				}()
+			}
+			var all error
+			for range count {
+				all = errors.Join(all, <-errs)
+			}
+			return all
+		})
+	}()
+	for range count {
+		select {
+		case <-begun:
+		case err := <-flooded:
+			return err
+		}
+	}
+	time.Sleep(200 * time.Millisecond) // from the call to the device there is nothing to wait for
+	return nil
 }
 
 func onDisk(flag int, fn func(*os.File) error) error {
