@@ -151,6 +151,9 @@ type ServerInterface interface {
 	// GetSandbox Show a sandbox
 	// (GET /v1/sandboxes/{id})
 	GetSandbox(w http.ResponseWriter, r *http.Request, id SandboxID)
+	// UpdateSandbox Change a sandbox
+	// (PATCH /v1/sandboxes/{id})
+	UpdateSandbox(w http.ResponseWriter, r *http.Request, id SandboxID)
 	// CommitSandbox Make a template out of a sandbox
 	// (POST /v1/sandboxes/{id}/commit)
 	CommitSandbox(w http.ResponseWriter, r *http.Request, id SandboxID, params CommitSandboxParams)
@@ -163,6 +166,15 @@ type ServerInterface interface {
 	// PauseSandbox Freeze a sandbox to disk
 	// (POST /v1/sandboxes/{id}/pause)
 	PauseSandbox(w http.ResponseWriter, r *http.Request, id SandboxID)
+	// UnpublishPort Stop publishing a port of a sandbox
+	// (DELETE /v1/sandboxes/{id}/ports)
+	UnpublishPort(w http.ResponseWriter, r *http.Request, id SandboxID, params UnpublishPortParams)
+	// ListPorts List the ports of a sandbox that are published on the host
+	// (GET /v1/sandboxes/{id}/ports)
+	ListPorts(w http.ResponseWriter, r *http.Request, id SandboxID)
+	// PublishPorts Publish more ports of a sandbox
+	// (POST /v1/sandboxes/{id}/ports)
+	PublishPorts(w http.ResponseWriter, r *http.Request, id SandboxID)
 	// ListSandboxRefs List what a sandbox stands on
 	// (GET /v1/sandboxes/{id}/refs)
 	ListSandboxRefs(w http.ResponseWriter, r *http.Request, id SandboxID, params ListSandboxRefsParams)
@@ -1971,6 +1983,32 @@ func (siw *ServerInterfaceWrapper) GetSandbox(w http.ResponseWriter, r *http.Req
 	handler.ServeHTTP(w, r)
 }
 
+// UpdateSandbox operation middleware
+func (siw *ServerInterfaceWrapper) UpdateSandbox(w http.ResponseWriter, r *http.Request) {
+
+	var err error
+	_ = err
+
+	// ------------- Path parameter "id" -------------
+	var id SandboxID
+
+	err = runtime.BindStyledParameterWithOptions("simple", "id", r.PathValue("id"), &id, runtime.BindStyledParameterOptions{ParamLocation: runtime.ParamLocationPath, Explode: false, Required: true, Type: "string", Format: "", ValueIsUnescaped: true})
+	if err != nil {
+		siw.ErrorHandlerFunc(w, r, &InvalidParamFormatError{ParamName: "id", Err: err})
+		return
+	}
+
+	handler := http.Handler(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		siw.Handler.UpdateSandbox(w, r, id)
+	}))
+
+	for _, middleware := range siw.HandlerMiddlewares {
+		handler = middleware(handler)
+	}
+
+	handler.ServeHTTP(w, r)
+}
+
 // CommitSandbox operation middleware
 func (siw *ServerInterfaceWrapper) CommitSandbox(w http.ResponseWriter, r *http.Request) {
 
@@ -2119,6 +2157,113 @@ func (siw *ServerInterfaceWrapper) PauseSandbox(w http.ResponseWriter, r *http.R
 
 	handler := http.Handler(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 		siw.Handler.PauseSandbox(w, r, id)
+	}))
+
+	for _, middleware := range siw.HandlerMiddlewares {
+		handler = middleware(handler)
+	}
+
+	handler.ServeHTTP(w, r)
+}
+
+// UnpublishPort operation middleware
+func (siw *ServerInterfaceWrapper) UnpublishPort(w http.ResponseWriter, r *http.Request) {
+
+	var err error
+	_ = err
+
+	// ------------- Path parameter "id" -------------
+	var id SandboxID
+
+	err = runtime.BindStyledParameterWithOptions("simple", "id", r.PathValue("id"), &id, runtime.BindStyledParameterOptions{ParamLocation: runtime.ParamLocationPath, Explode: false, Required: true, Type: "string", Format: "", ValueIsUnescaped: true})
+	if err != nil {
+		siw.ErrorHandlerFunc(w, r, &InvalidParamFormatError{ParamName: "id", Err: err})
+		return
+	}
+
+	// Parameter object where we will unmarshal all parameters from the context
+	var params UnpublishPortParams
+
+	// ------------- Required query parameter "hostPort" -------------
+
+	err = runtime.BindQueryParameterWithOptions("form", true, true, "hostPort", r.URL.Query(), &params.HostPort, runtime.BindQueryParameterOptions{Type: "integer", Format: ""})
+	if err != nil {
+		var requiredError *runtime.RequiredParameterError
+		if errors.As(err, &requiredError) {
+			siw.ErrorHandlerFunc(w, r, &RequiredParamError{ParamName: "hostPort"})
+		} else {
+			siw.ErrorHandlerFunc(w, r, &InvalidParamFormatError{ParamName: "hostPort", Err: err})
+		}
+		return
+	}
+
+	// ------------- Optional query parameter "hostAddress" -------------
+
+	err = runtime.BindQueryParameterWithOptions("form", true, false, "hostAddress", r.URL.Query(), &params.HostAddress, runtime.BindQueryParameterOptions{Type: "string", Format: ""})
+	if err != nil {
+		var requiredError *runtime.RequiredParameterError
+		if errors.As(err, &requiredError) {
+			siw.ErrorHandlerFunc(w, r, &RequiredParamError{ParamName: "hostAddress"})
+		} else {
+			siw.ErrorHandlerFunc(w, r, &InvalidParamFormatError{ParamName: "hostAddress", Err: err})
+		}
+		return
+	}
+
+	handler := http.Handler(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		siw.Handler.UnpublishPort(w, r, id, params)
+	}))
+
+	for _, middleware := range siw.HandlerMiddlewares {
+		handler = middleware(handler)
+	}
+
+	handler.ServeHTTP(w, r)
+}
+
+// ListPorts operation middleware
+func (siw *ServerInterfaceWrapper) ListPorts(w http.ResponseWriter, r *http.Request) {
+
+	var err error
+	_ = err
+
+	// ------------- Path parameter "id" -------------
+	var id SandboxID
+
+	err = runtime.BindStyledParameterWithOptions("simple", "id", r.PathValue("id"), &id, runtime.BindStyledParameterOptions{ParamLocation: runtime.ParamLocationPath, Explode: false, Required: true, Type: "string", Format: "", ValueIsUnescaped: true})
+	if err != nil {
+		siw.ErrorHandlerFunc(w, r, &InvalidParamFormatError{ParamName: "id", Err: err})
+		return
+	}
+
+	handler := http.Handler(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		siw.Handler.ListPorts(w, r, id)
+	}))
+
+	for _, middleware := range siw.HandlerMiddlewares {
+		handler = middleware(handler)
+	}
+
+	handler.ServeHTTP(w, r)
+}
+
+// PublishPorts operation middleware
+func (siw *ServerInterfaceWrapper) PublishPorts(w http.ResponseWriter, r *http.Request) {
+
+	var err error
+	_ = err
+
+	// ------------- Path parameter "id" -------------
+	var id SandboxID
+
+	err = runtime.BindStyledParameterWithOptions("simple", "id", r.PathValue("id"), &id, runtime.BindStyledParameterOptions{ParamLocation: runtime.ParamLocationPath, Explode: false, Required: true, Type: "string", Format: "", ValueIsUnescaped: true})
+	if err != nil {
+		siw.ErrorHandlerFunc(w, r, &InvalidParamFormatError{ParamName: "id", Err: err})
+		return
+	}
+
+	handler := http.Handler(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		siw.Handler.PublishPorts(w, r, id)
 	}))
 
 	for _, middleware := range siw.HandlerMiddlewares {
@@ -3297,7 +3442,11 @@ func HandlerWithOptions(si ServerInterface, options StdHTTPServerOptions) http.H
 	m.HandleFunc(http.MethodPost+" "+options.BaseURL+"/v1/sandboxes/preview", wrapper.PreviewSandbox)
 	m.HandleFunc(http.MethodDelete+" "+options.BaseURL+"/v1/sandboxes/{id}", wrapper.DeleteSandbox)
 	m.HandleFunc(http.MethodGet+" "+options.BaseURL+"/v1/sandboxes/{id}", wrapper.GetSandbox)
+	m.HandleFunc(http.MethodPatch+" "+options.BaseURL+"/v1/sandboxes/{id}", wrapper.UpdateSandbox)
 	m.HandleFunc(http.MethodGet+" "+options.BaseURL+"/v1/sandboxes/{id}/refs", wrapper.ListSandboxRefs)
+	m.HandleFunc(http.MethodDelete+" "+options.BaseURL+"/v1/sandboxes/{id}/ports", wrapper.UnpublishPort)
+	m.HandleFunc(http.MethodGet+" "+options.BaseURL+"/v1/sandboxes/{id}/ports", wrapper.ListPorts)
+	m.HandleFunc(http.MethodPost+" "+options.BaseURL+"/v1/sandboxes/{id}/ports", wrapper.PublishPorts)
 	m.HandleFunc(http.MethodPost+" "+options.BaseURL+"/v1/sandboxes/{id}/pause", wrapper.PauseSandbox)
 	m.HandleFunc(http.MethodPost+" "+options.BaseURL+"/v1/sandboxes/{id}/resume", wrapper.ResumeSandbox)
 	m.HandleFunc(http.MethodPost+" "+options.BaseURL+"/v1/sandboxes/{id}/extend", wrapper.ExtendSandbox)
@@ -5339,6 +5488,48 @@ func (response GetSandboxdefaultJSONResponse) VisitGetSandboxResponse(w http.Res
 	return err
 }
 
+type UpdateSandboxRequestObject struct {
+	ID   SandboxID `json:"id"`
+	Body *UpdateSandboxJSONRequestBody
+}
+
+type UpdateSandboxResponseObject interface {
+	VisitUpdateSandboxResponse(w http.ResponseWriter) error
+}
+
+type UpdateSandbox200JSONResponse Sandbox
+
+func (response UpdateSandbox200JSONResponse) VisitUpdateSandboxResponse(w http.ResponseWriter) error {
+
+	var buf bytes.Buffer
+	if err := json.NewEncoder(&buf).Encode(response); err != nil {
+		return err
+	}
+	w.Header().Set("Content-Type", "application/json")
+	w.WriteHeader(200)
+	_, err := buf.WriteTo(w)
+	return err
+}
+
+type UpdateSandboxdefaultJSONResponse struct {
+	Body       Error
+	Headers    ErrorResponseHeaders
+	StatusCode int
+}
+
+func (response UpdateSandboxdefaultJSONResponse) VisitUpdateSandboxResponse(w http.ResponseWriter) error {
+
+	var buf bytes.Buffer
+	if err := json.NewEncoder(&buf).Encode(response.Body); err != nil {
+		return err
+	}
+	w.Header().Set("Content-Type", "application/json")
+	w.Header().Set("Retry-After", fmt.Sprint(response.Headers.RetryAfter))
+	w.WriteHeader(response.StatusCode)
+	_, err := buf.WriteTo(w)
+	return err
+}
+
 type CommitSandboxRequestObject struct {
 	ID     SandboxID `json:"id"`
 	Params CommitSandboxParams
@@ -5501,6 +5692,131 @@ type PauseSandboxdefaultJSONResponse struct {
 }
 
 func (response PauseSandboxdefaultJSONResponse) VisitPauseSandboxResponse(w http.ResponseWriter) error {
+
+	var buf bytes.Buffer
+	if err := json.NewEncoder(&buf).Encode(response.Body); err != nil {
+		return err
+	}
+	w.Header().Set("Content-Type", "application/json")
+	w.Header().Set("Retry-After", fmt.Sprint(response.Headers.RetryAfter))
+	w.WriteHeader(response.StatusCode)
+	_, err := buf.WriteTo(w)
+	return err
+}
+
+type UnpublishPortRequestObject struct {
+	ID     SandboxID `json:"id"`
+	Params UnpublishPortParams
+}
+
+type UnpublishPortResponseObject interface {
+	VisitUnpublishPortResponse(w http.ResponseWriter) error
+}
+
+type UnpublishPort200JSONResponse PortList
+
+func (response UnpublishPort200JSONResponse) VisitUnpublishPortResponse(w http.ResponseWriter) error {
+
+	var buf bytes.Buffer
+	if err := json.NewEncoder(&buf).Encode(response); err != nil {
+		return err
+	}
+	w.Header().Set("Content-Type", "application/json")
+	w.WriteHeader(200)
+	_, err := buf.WriteTo(w)
+	return err
+}
+
+type UnpublishPortdefaultJSONResponse struct {
+	Body       Error
+	Headers    ErrorResponseHeaders
+	StatusCode int
+}
+
+func (response UnpublishPortdefaultJSONResponse) VisitUnpublishPortResponse(w http.ResponseWriter) error {
+
+	var buf bytes.Buffer
+	if err := json.NewEncoder(&buf).Encode(response.Body); err != nil {
+		return err
+	}
+	w.Header().Set("Content-Type", "application/json")
+	w.Header().Set("Retry-After", fmt.Sprint(response.Headers.RetryAfter))
+	w.WriteHeader(response.StatusCode)
+	_, err := buf.WriteTo(w)
+	return err
+}
+
+type ListPortsRequestObject struct {
+	ID SandboxID `json:"id"`
+}
+
+type ListPortsResponseObject interface {
+	VisitListPortsResponse(w http.ResponseWriter) error
+}
+
+type ListPorts200JSONResponse PortList
+
+func (response ListPorts200JSONResponse) VisitListPortsResponse(w http.ResponseWriter) error {
+
+	var buf bytes.Buffer
+	if err := json.NewEncoder(&buf).Encode(response); err != nil {
+		return err
+	}
+	w.Header().Set("Content-Type", "application/json")
+	w.WriteHeader(200)
+	_, err := buf.WriteTo(w)
+	return err
+}
+
+type ListPortsdefaultJSONResponse struct {
+	Body       Error
+	Headers    ErrorResponseHeaders
+	StatusCode int
+}
+
+func (response ListPortsdefaultJSONResponse) VisitListPortsResponse(w http.ResponseWriter) error {
+
+	var buf bytes.Buffer
+	if err := json.NewEncoder(&buf).Encode(response.Body); err != nil {
+		return err
+	}
+	w.Header().Set("Content-Type", "application/json")
+	w.Header().Set("Retry-After", fmt.Sprint(response.Headers.RetryAfter))
+	w.WriteHeader(response.StatusCode)
+	_, err := buf.WriteTo(w)
+	return err
+}
+
+type PublishPortsRequestObject struct {
+	ID   SandboxID `json:"id"`
+	Body *PublishPortsJSONRequestBody
+}
+
+type PublishPortsResponseObject interface {
+	VisitPublishPortsResponse(w http.ResponseWriter) error
+}
+
+type PublishPorts200JSONResponse PortList
+
+func (response PublishPorts200JSONResponse) VisitPublishPortsResponse(w http.ResponseWriter) error {
+
+	var buf bytes.Buffer
+	if err := json.NewEncoder(&buf).Encode(response); err != nil {
+		return err
+	}
+	w.Header().Set("Content-Type", "application/json")
+	w.WriteHeader(200)
+	_, err := buf.WriteTo(w)
+	return err
+}
+
+type PublishPortsdefaultJSONResponse struct {
+	Body       Error
+	Headers    ErrorResponseHeaders
+	StatusCode int
+}
+
+func (response PublishPortsdefaultJSONResponse) VisitPublishPortsResponse(w http.ResponseWriter) error {
 
 	var buf bytes.Buffer
 	if err := json.NewEncoder(&buf).Encode(response.Body); err != nil {
@@ -6401,6 +6717,9 @@ type StrictServerInterface interface {
 	// GetSandbox Show a sandbox
 	// (GET /v1/sandboxes/{id})
 	GetSandbox(ctx context.Context, request GetSandboxRequestObject) (GetSandboxResponseObject, error)
+	// UpdateSandbox Change a sandbox
+	// (PATCH /v1/sandboxes/{id})
+	UpdateSandbox(ctx context.Context, request UpdateSandboxRequestObject) (UpdateSandboxResponseObject, error)
 	// CommitSandbox Make a template out of a sandbox
 	// (POST /v1/sandboxes/{id}/commit)
 	CommitSandbox(ctx context.Context, request CommitSandboxRequestObject) (CommitSandboxResponseObject, error)
@@ -6413,6 +6732,15 @@ type StrictServerInterface interface {
 	// PauseSandbox Freeze a sandbox to disk
 	// (POST /v1/sandboxes/{id}/pause)
 	PauseSandbox(ctx context.Context, request PauseSandboxRequestObject) (PauseSandboxResponseObject, error)
+	// UnpublishPort Stop publishing a port of a sandbox
+	// (DELETE /v1/sandboxes/{id}/ports)
+	UnpublishPort(ctx context.Context, request UnpublishPortRequestObject) (UnpublishPortResponseObject, error)
+	// ListPorts List the ports of a sandbox that are published on the host
+	// (GET /v1/sandboxes/{id}/ports)
+	ListPorts(ctx context.Context, request ListPortsRequestObject) (ListPortsResponseObject, error)
+	// PublishPorts Publish more ports of a sandbox
+	// (POST /v1/sandboxes/{id}/ports)
+	PublishPorts(ctx context.Context, request PublishPortsRequestObject) (PublishPortsResponseObject, error)
 	// ListSandboxRefs List what a sandbox stands on
 	// (GET /v1/sandboxes/{id}/refs)
 	ListSandboxRefs(ctx context.Context, request ListSandboxRefsRequestObject) (ListSandboxRefsResponseObject, error)
@@ -7728,6 +8056,39 @@ func (sh *strictHandler) GetSandbox(w http.ResponseWriter, r *http.Request, id S
 	}
 }
 
+// UpdateSandbox operation middleware
+func (sh *strictHandler) UpdateSandbox(w http.ResponseWriter, r *http.Request, id SandboxID) {
+	var request UpdateSandboxRequestObject
+
+	request.ID = id
+
+	var body UpdateSandboxJSONRequestBody
+	if err := runtime.BindJSONBody(r, &body); err != nil {
+		sh.options.RequestErrorHandlerFunc(w, r, fmt.Errorf("can't decode JSON body: %w", err))
+		return
+	}
+	request.Body = &body
+
+	handler := func(ctx context.Context, w http.ResponseWriter, r *http.Request, request interface{}) (interface{}, error) {
+		return sh.ssi.UpdateSandbox(ctx, request.(UpdateSandboxRequestObject))
+	}
+	for _, middleware := range sh.middlewares {
+		handler = middleware(handler, "UpdateSandbox")
+	}
+
+	response, err := handler(r.Context(), w, r, request)
+
+	if err != nil {
+		sh.options.ResponseErrorHandlerFunc(w, r, err)
+	} else if validResponse, ok := response.(UpdateSandboxResponseObject); ok {
+		if err := validResponse.VisitUpdateSandboxResponse(w); err != nil {
+			sh.options.ResponseErrorHandlerFunc(w, r, err)
+		}
+	} else if response != nil {
+		sh.options.ResponseErrorHandlerFunc(w, r, fmt.Errorf("unexpected response type: %T", response))
+	}
+}
+
 // CommitSandbox operation middleware
 func (sh *strictHandler) CommitSandbox(w http.ResponseWriter, r *http.Request, id SandboxID, params CommitSandboxParams) {
 	var request CommitSandboxRequestObject
@@ -7841,6 +8202,92 @@ func (sh *strictHandler) PauseSandbox(w http.ResponseWriter, r *http.Request, id
 		sh.options.ResponseErrorHandlerFunc(w, r, err)
 	} else if validResponse, ok := response.(PauseSandboxResponseObject); ok {
 		if err := validResponse.VisitPauseSandboxResponse(w); err != nil {
+			sh.options.ResponseErrorHandlerFunc(w, r, err)
+		}
+	} else if response != nil {
+		sh.options.ResponseErrorHandlerFunc(w, r, fmt.Errorf("unexpected response type: %T", response))
+	}
+}
+
+// UnpublishPort operation middleware
+func (sh *strictHandler) UnpublishPort(w http.ResponseWriter, r *http.Request, id SandboxID, params UnpublishPortParams) {
+	var request UnpublishPortRequestObject
+
+	request.ID = id
+	request.Params = params
+
+	handler := func(ctx context.Context, w http.ResponseWriter, r *http.Request, request interface{}) (interface{}, error) {
+		return sh.ssi.UnpublishPort(ctx, request.(UnpublishPortRequestObject))
+	}
+	for _, middleware := range sh.middlewares {
+		handler = middleware(handler, "UnpublishPort")
+	}
+
+	response, err := handler(r.Context(), w, r, request)
+
+	if err != nil {
+		sh.options.ResponseErrorHandlerFunc(w, r, err)
+	} else if validResponse, ok := response.(UnpublishPortResponseObject); ok {
+		if err := validResponse.VisitUnpublishPortResponse(w); err != nil {
+			sh.options.ResponseErrorHandlerFunc(w, r, err)
+		}
+	} else if response != nil {
+		sh.options.ResponseErrorHandlerFunc(w, r, fmt.Errorf("unexpected response type: %T", response))
+	}
+}
+
+// ListPorts operation middleware
+func (sh *strictHandler) ListPorts(w http.ResponseWriter, r *http.Request, id SandboxID) {
+	var request ListPortsRequestObject
+
+	request.ID = id
+
+	handler := func(ctx context.Context, w http.ResponseWriter, r *http.Request, request interface{}) (interface{}, error) {
+		return sh.ssi.ListPorts(ctx, request.(ListPortsRequestObject))
+	}
+	for _, middleware := range sh.middlewares {
+		handler = middleware(handler, "ListPorts")
+	}
+
+	response, err := handler(r.Context(), w, r, request)
+
+	if err != nil {
+		sh.options.ResponseErrorHandlerFunc(w, r, err)
+	} else if validResponse, ok := response.(ListPortsResponseObject); ok {
+		if err := validResponse.VisitListPortsResponse(w); err != nil {
+			sh.options.ResponseErrorHandlerFunc(w, r, err)
+		}
+	} else if response != nil {
+		sh.options.ResponseErrorHandlerFunc(w, r, fmt.Errorf("unexpected response type: %T", response))
+	}
+}
+
+// PublishPorts operation middleware
+func (sh *strictHandler) PublishPorts(w http.ResponseWriter, r *http.Request, id SandboxID) {
+	var request PublishPortsRequestObject
+
+	request.ID = id
+
+	var body PublishPortsJSONRequestBody
+	if err := runtime.BindJSONBody(r, &body); err != nil {
+		sh.options.RequestErrorHandlerFunc(w, r, fmt.Errorf("can't decode JSON body: %w", err))
+		return
+	}
+	request.Body = &body
+
+	handler := func(ctx context.Context, w http.ResponseWriter, r *http.Request, request interface{}) (interface{}, error) {
+		return sh.ssi.PublishPorts(ctx, request.(PublishPortsRequestObject))
+	}
+	for _, middleware := range sh.middlewares {
+		handler = middleware(handler, "PublishPorts")
+	}
+
+	response, err := handler(r.Context(), w, r, request)
+
+	if err != nil {
+		sh.options.ResponseErrorHandlerFunc(w, r, err)
+	} else if validResponse, ok := response.(PublishPortsResponseObject); ok {
+		if err := validResponse.VisitPublishPortsResponse(w); err != nil {
 			sh.options.ResponseErrorHandlerFunc(w, r, err)
 		}
 	} else if response != nil {

@@ -343,6 +343,9 @@ type BuildRequest struct {
 	// Example: python
 	Name string `json:"name"`
 
+	// Network Gives it a network device, unless the mode is `none`, and is what sandboxes have that ask for nothing else.
+	Network *Network `json:"network,omitempty"`
+
 	// Process Replaces parts of the image's process. What is left out stays the image's own.
 	Process ProcessOverride `json:"process,omitempty,omitzero"`
 
@@ -630,10 +633,16 @@ type CreateDefaults struct {
 	// Example: {"team":"red"}
 	Labels Labels `json:"labels,omitempty,omitzero"`
 
+	// Limits What a sandbox may take of the machine, beyond its size. 0 is no limit.
+	Limits Limits `json:"limits,omitempty,omitzero"`
+
 	// OnEnd What happens when a sandbox's time is up.
 	//
 	// Example: kill
 	OnEnd EndAction `json:"onEnd,omitempty,omitzero"`
+
+	// Ports TCP ports to publish on the host. It works in every network mode, and snapshots keep them.
+	Ports Ports `json:"ports,omitempty,omitzero"`
 
 	// TTLSeconds Its time is up this many seconds from now; 0 or left out is never.
 	//
@@ -643,6 +652,9 @@ type CreateDefaults struct {
 
 // CreateRequest Asks for a sandbox.
 type CreateRequest struct {
+	// Disks Drives of the caller's own. A sandbox with any is booted rather than thawed.
+	Disks Disks `json:"disks,omitempty,omitzero"`
+
 	// Env Environment variables that every process in the sandbox gets beside the image's own. Names and values together are at most
 	// 256 KiB.
 	//
@@ -655,6 +667,12 @@ type CreateRequest struct {
 	// Example: {"team":"red"}
 	Labels Labels `json:"labels,omitempty,omitzero"`
 
+	// Limits What a sandbox may take of the machine, beyond its size. 0 is no limit.
+	Limits Limits `json:"limits,omitempty,omitzero"`
+
+	// Network How a sandbox is connected and what it may reach.
+	Network Network `json:"network,omitempty,omitzero"`
+
 	// Nodes Only on these nodes, by id.
 	//
 	// Example: ["local"]
@@ -664,6 +682,9 @@ type CreateRequest struct {
 	//
 	// Example: kill
 	OnEnd EndAction `json:"onEnd,omitempty,omitzero"`
+
+	// Ports TCP ports to publish on the host. It works in every network mode, and snapshots keep them.
+	Ports Ports `json:"ports,omitempty,omitzero"`
 
 	// PreferredNode On this node, by id, or not at all.
 	//
@@ -758,6 +779,49 @@ type Diff struct {
 	To string `json:"to"`
 }
 
+// Disk A file or block device of the node that a sandbox gets as a drive. It is never copied, resized or removed.
+type Disk struct {
+	// Path Absolute, on the node, in a directory that its server was told to allow.
+	//
+	// Example: /srv/disks/data.img
+	Path string `json:"path"`
+
+	// ReadOnly The sandbox cannot write to it.
+	ReadOnly bool `json:"readOnly,omitempty,omitzero"`
+}
+
+// Disks Drives of the caller's own. A sandbox with any is booted rather than thawed.
+type Disks = []Disk
+
+// Egress What a sandbox may reach. For an address the most specific range that holds it decides. Private, shared, link-local, multicast
+// and reserved ranges and every address of the host are denied unless a rule for the same or a narrower range opens them.
+type Egress struct {
+	// AllowCIDRs IPv4 ranges that may be reached; a lone address is a range of one.
+	//
+	// Example: ["203.0.113.0/24"]
+	AllowCIDRs []string `json:"allowCIDRs,omitempty,omitzero"`
+
+	// AllowDomains Names that may be reached while the internet is off; `*.example.com` is all below it.
+	//
+	// Example: ["example.com"]
+	AllowDomains []string `json:"allowDomains,omitempty,omitzero"`
+
+	// DenyCIDRs IPv4 ranges that may not be reached.
+	//
+	// Example: ["203.0.113.7"]
+	DenyCIDRs []string `json:"denyCIDRs,omitempty,omitzero"`
+
+	// Internet Addresses that no rule names may be reached. Left out, it is true, but false with allowDomains.
+	//
+	// Example: false
+	Internet *bool `json:"internet,omitempty"`
+
+	// Proxy URL of an HTTP proxy, by address. It may be reached, and is named in the environment of commands.
+	//
+	// Example: http://10.1.2.3:3128
+	Proxy string `json:"proxy,omitempty,omitzero"`
+}
+
 // EgressCA The certificate authority that was added to the image's trust stores.
 type EgressCA struct {
 	// Baked Whether one was added.
@@ -770,6 +834,24 @@ type EgressCA struct {
 	//
 	// Example: 2
 	TargetsWritten int `json:"targetsWritten"`
+}
+
+// EgressUpdate Changes of what a sandbox may reach. What is left out stays; an empty list takes all of its entries away.
+type EgressUpdate struct {
+	// AllowCIDRs IPv4 ranges that may be reached.
+	AllowCIDRs *[]string `json:"allowCIDRs,omitempty"`
+
+	// AllowDomains Names that may be reached while the internet is off.
+	AllowDomains *[]string `json:"allowDomains,omitempty"`
+
+	// DenyCIDRs IPv4 ranges that may not be reached.
+	DenyCIDRs *[]string `json:"denyCIDRs,omitempty"`
+
+	// Internet Addresses that no rule names may be reached.
+	Internet *bool `json:"internet,omitempty"`
+
+	// Proxy URL of an HTTP proxy; empty is none.
+	Proxy *string `json:"proxy,omitempty"`
 }
 
 // EndAction What happens when a sandbox's time is up.
@@ -954,10 +1036,19 @@ type ForkRequest struct {
 	// Example: {"team":"red"}
 	Labels Labels `json:"labels,omitempty,omitzero"`
 
+	// Limits What a sandbox may take of the machine, beyond its size. 0 is no limit.
+	Limits Limits `json:"limits,omitempty,omitzero"`
+
+	// Network How a sandbox is connected and what it may reach.
+	Network Network `json:"network,omitempty,omitzero"`
+
 	// OnEnd What happens when a sandbox's time is up.
 	//
 	// Example: kill
 	OnEnd EndAction `json:"onEnd,omitempty,omitzero"`
+
+	// Ports TCP ports to publish on the host. It works in every network mode, and snapshots keep them.
+	Ports Ports `json:"ports,omitempty,omitzero"`
 
 	// Source Id of a running sandbox, or id, name or alias of a template or snapshot.
 	//
@@ -1303,6 +1394,52 @@ type KernelRequest struct {
 // Example: {"team":"red"}
 type Labels map[string]string
 
+// Limits What a sandbox may take of the machine, beyond its size. 0 is no limit.
+type Limits struct {
+	// CPUs Processors' worth of time.
+	//
+	// Example: 0.5
+	CPUs float64 `json:"cpus,omitempty,omitzero"`
+
+	// DiskIOPS Of each disk, reads and writes a second.
+	//
+	// Example: 1000
+	DiskIOPS int `json:"diskIOPS,omitempty,omitzero"`
+
+	// DiskMBps Of each disk, read and written, in 10^6 bytes a second.
+	//
+	// Example: 100
+	DiskMBps int `json:"diskMBps,omitempty,omitzero"`
+
+	// NetworkInMbps To the sandbox, in 10^6 bits a second.
+	//
+	// Example: 100
+	NetworkInMbps int `json:"networkInMbps,omitempty,omitzero"`
+
+	// NetworkOutMbps From the sandbox, in 10^6 bits a second.
+	//
+	// Example: 100
+	NetworkOutMbps int `json:"networkOutMbps,omitempty,omitzero"`
+}
+
+// LimitsUpdate Changes of limits. What is left out stays; 0 lifts a limit.
+type LimitsUpdate struct {
+	// CPUs Processors' worth of time.
+	CPUs *float64 `json:"cpus,omitempty"`
+
+	// DiskIOPS Of each disk, reads and writes a second.
+	DiskIOPS *int `json:"diskIOPS,omitempty"`
+
+	// DiskMBps Of each disk, in 10^6 bytes a second.
+	DiskMBps *int `json:"diskMBps,omitempty"`
+
+	// NetworkInMbps To the sandbox, in 10^6 bits a second.
+	NetworkInMbps *int `json:"networkInMbps,omitempty"`
+
+	// NetworkOutMbps From the sandbox, in 10^6 bits a second.
+	NetworkOutMbps *int `json:"networkOutMbps,omitempty"`
+}
+
 // Lineage The history of a template or snapshot.
 type Lineage struct {
 	// Ancestors What it came of, the nearest first.
@@ -1408,6 +1545,25 @@ type LogLine struct {
 	// Time When it was written.
 	Time time.Time `json:"time"`
 }
+
+// Network How a sandbox is connected and what it may reach.
+type Network struct {
+	// Egress What it may reach. Left out in a create, it is the template's.
+	Egress *Egress `json:"egress,omitempty"`
+
+	// Mode How a sandbox is connected: not at all; through a process of the server's own user; or by a network namespace of its own, which
+	// needs root.
+	//
+	//
+	// Example: user
+	Mode NetworkMode `json:"mode,omitempty,omitzero"`
+}
+
+// NetworkMode How a sandbox is connected: not at all; through a process of the server's own user; or by a network namespace of its own, which
+// needs root.
+//
+// Example: user
+type NetworkMode = spore.NetworkMode
 
 // NextPageToken Ask again with this as `pageToken`; not there on the last page.
 //
@@ -1695,6 +1851,60 @@ type PolicyRemoval struct {
 	TemplateID string `json:"templateId"`
 }
 
+// Port A TCP port of a sandbox that is published on the host.
+type Port struct {
+	// GuestPort The port in the sandbox.
+	//
+	// Example: 80
+	GuestPort int `json:"guestPort"`
+
+	// HostAddress Where on the host.
+	//
+	// Example: 127.0.0.1
+	HostAddress string `json:"hostAddress"`
+
+	// HostPort The port of the host; 0 until it is picked.
+	//
+	// Example: 8080
+	HostPort int `json:"hostPort"`
+
+	// Picked Any host port would have done. Another may take its place when the sandbox is resumed or moved.
+	Picked bool `json:"picked"`
+}
+
+// PortList The ports of a sandbox.
+type PortList struct {
+	// Ports The ports.
+	Ports []Port `json:"ports"`
+}
+
+// PortRequest Ports to publish.
+type PortRequest struct {
+	// Ports The ports.
+	Ports Ports `json:"ports"`
+}
+
+// PortSpec A TCP port of a sandbox to publish on the host.
+type PortSpec struct {
+	// GuestPort The port in the sandbox.
+	//
+	// Example: 80
+	GuestPort int `json:"guestPort"`
+
+	// HostAddress Where on the host; 127.0.0.1 when left out, 0.0.0.0 for everywhere.
+	//
+	// Example: 127.0.0.1
+	HostAddress string `json:"hostAddress,omitempty,omitzero"`
+
+	// HostPort The port of the host; 0 or left out is any that is free.
+	//
+	// Example: 8080
+	HostPort int `json:"hostPort,omitempty,omitzero"`
+}
+
+// Ports TCP ports to publish on the host. It works in every network mode, and snapshots keep them.
+type Ports = []PortSpec
+
 // Preview What starting a sandbox would do.
 type Preview struct {
 	// Candidates Each node that was considered.
@@ -1883,6 +2093,9 @@ type RedoPlan struct {
 
 // RedoRequest Which replicas are made again.
 type RedoRequest struct {
+	// AddNetwork Give it a network device, which it has from the new replicas on. Its sandboxes can then be connected.
+	AddNetwork bool `json:"addNetwork,omitempty,omitzero"`
+
 	// Mode Which replicas a redo makes again; all, those on the nodes named, those that are not READY or must be cleaned, or the latter on the nodes named.
 	//
 	// Example: ALL
@@ -2111,6 +2324,9 @@ type Sandbox struct {
 	// Example: 4096
 	DiskMiB int `json:"diskMiB"`
 
+	// Disks Drives of the caller's own. A sandbox with any is booted rather than thawed.
+	Disks Disks `json:"disks"`
+
 	// EndsAt When its time is up; not there when it has no end.
 	EndsAt time.Time `json:"endsAt,omitempty,omitzero"`
 
@@ -2136,10 +2352,16 @@ type Sandbox struct {
 	// Example: {"team":"red"}
 	Labels Labels `json:"labels"`
 
+	// Limits What a sandbox may take of the machine, beyond its size. 0 is no limit.
+	Limits Limits `json:"limits"`
+
 	// MemoryMiB Memory in MiB.
 	//
 	// Example: 512
 	MemoryMiB int `json:"memoryMiB"`
+
+	// Network How a sandbox is connected and what it may reach.
+	Network Network `json:"network"`
 
 	// NodeID The machine that it runs on.
 	//
@@ -2150,6 +2372,9 @@ type Sandbox struct {
 	//
 	// Example: kill
 	OnEnd EndAction `json:"onEnd"`
+
+	// Ports Its ports that are published on the host. Those of a paused sandbox are published again when it is resumed.
+	Ports []Port `json:"ports"`
 
 	// State Where a sandbox stands.
 	//
@@ -2188,6 +2413,18 @@ type SandboxList struct {
 //
 // Example: RUNNING
 type SandboxState = spore.SandboxState
+
+// SandboxUpdate What is to change of a sandbox. What is left out stays.
+type SandboxUpdate struct {
+	// Egress Changes of what a sandbox may reach. What is left out stays; an empty list takes all of its entries away.
+	Egress EgressUpdate `json:"egress,omitempty,omitzero"`
+
+	// Labels All labels that it has from now on.
+	Labels *Labels `json:"labels,omitempty"`
+
+	// Limits Changes of limits. What is left out stays; 0 lifts a limit.
+	Limits LimitsUpdate `json:"limits,omitempty,omitzero"`
+}
 
 // SnapshotList One page of snapshots.
 type SnapshotList struct {
@@ -2434,6 +2671,9 @@ type Template struct {
 	//
 	// Example: python
 	Name string `json:"name"`
+
+	// NIC It has a network device, without which its sandboxes cannot be connected.
+	NIC bool `json:"networkDevice"`
 
 	// OriginNode The machine that this was made on.
 	//
@@ -2895,6 +3135,15 @@ type GetSandboxLogsParams struct {
 	Limit int `form:"limit,omitempty" json:"limit,omitempty,omitzero"`
 }
 
+// UnpublishPortParams defines parameters for UnpublishPort.
+type UnpublishPortParams struct {
+	// HostPort The port of the host.
+	HostPort int `form:"hostPort" json:"hostPort"`
+
+	// HostAddress The address of the host; every one when left out.
+	HostAddress string `form:"hostAddress,omitempty" json:"hostAddress,omitempty,omitzero"`
+}
+
 // ListSandboxRefsParams defines parameters for ListSandboxRefs.
 type ListSandboxRefsParams struct {
 	// All Also those that are hidden otherwise.
@@ -3081,11 +3330,17 @@ type CreateSandboxJSONRequestBody = CreateRequest
 // PreviewSandboxJSONRequestBody defines body for PreviewSandbox for application/json ContentType.
 type PreviewSandboxJSONRequestBody = CreateRequest
 
+// UpdateSandboxJSONRequestBody defines body for UpdateSandbox for application/json ContentType.
+type UpdateSandboxJSONRequestBody = SandboxUpdate
+
 // CommitSandboxJSONRequestBody defines body for CommitSandbox for application/json ContentType.
 type CommitSandboxJSONRequestBody = CommitRequest
 
 // ExtendSandboxJSONRequestBody defines body for ExtendSandbox for application/json ContentType.
 type ExtendSandboxJSONRequestBody = ExtendRequest
+
+// PublishPortsJSONRequestBody defines body for PublishPorts for application/json ContentType.
+type PublishPortsJSONRequestBody = PortRequest
 
 // ResumeSandboxJSONRequestBody defines body for ResumeSandbox for application/json ContentType.
 type ResumeSandboxJSONRequestBody = ResumeRequest

@@ -76,6 +76,34 @@ func (c *Client) ExtendSandbox(ctx context.Context, id string, ttl time.Duration
 	return answer[api.Sandbox](c.api.ExtendSandbox(ctx, id, api.ExtendRequest{TTLSeconds: Seconds(ttl), OnEnd: onEnd}))
 }
 
+// UpdateSandbox changes labels, policy and limits of a sandbox. What is left out of req stays as it is.
+func (c *Client) UpdateSandbox(ctx context.Context, id string, req api.SandboxUpdate) (*api.Sandbox, error) {
+	return answer[api.Sandbox](c.api.UpdateSandbox(ctx, id, req))
+}
+
+// ListPorts lists the ports of a sandbox that are published on the host.
+func (c *Client) ListPorts(ctx context.Context, id string) ([]api.Port, error) {
+	return ports(answer[api.PortList](c.api.ListPorts(ctx, id)))
+}
+
+// PublishPorts publishes more ports of a sandbox, all or none, and answers all that it publishes then. A host port of 0 is
+// picked by the server.
+func (c *Client) PublishPorts(ctx context.Context, id string, add ...api.PortSpec) ([]api.Port, error) {
+	return ports(answer[api.PortList](c.api.PublishPorts(ctx, id, api.PortRequest{Ports: add})))
+}
+
+// UnpublishPort stops publishing what is at a port of the host, and answers what is left. address "" is every address.
+func (c *Client) UnpublishPort(ctx context.Context, id, address string, port int) ([]api.Port, error) {
+	return ports(answer[api.PortList](c.api.UnpublishPort(ctx, id, &api.UnpublishPortParams{HostAddress: address, HostPort: port})))
+}
+
+func ports(l *api.PortList, err error) ([]api.Port, error) {
+	if err != nil {
+		return nil, err
+	}
+	return l.Ports, nil
+}
+
 // Seconds is a length of time as the API counts it: whole seconds, rounded up so that a short time is not taken for none.
 func Seconds(d time.Duration) int64 { return int64((d + time.Second - 1) / time.Second) }
 

@@ -72,7 +72,7 @@ func (c *Center) Fork(ctx context.Context, key Idempotency, ref string, req Fork
 			if err != nil {
 				return err
 			}
-			r.request.Wiring.Ports = anyHostPort(r.request.Wiring.Ports)
+			r.request.Wiring.Ports = forkPorts(r.request.Wiring.Ports, req.Wiring.Ports, req.Count)
 			forks[i] = c.newSandbox(ids[i], r.request)
 			forks[i].NodeID = c.spread(r, placed)
 			if refs[i], err = c.reserve(tx, forks[i], from); err != nil {

@@ -59,8 +59,8 @@ func (w Wiring) over(d spore.CreateDefaults) Wiring {
 	return w
 }
 
-// network is the whole of what is asked for; policy and bandwidth of a cable that is not there are left out.
-func (w Wiring) network() spore.Network {
+// Network is the whole of what is asked for; policy and bandwidth of a cable that is not there are left out.
+func (w Wiring) Network() spore.Network {
 	n := spore.Network{Mode: w.Mode}
 	if n.Connected() && w.Egress != nil {
 		n.Egress = *w.Egress
@@ -73,7 +73,7 @@ func (w Wiring) fits(asked Wiring, t *spore.Template) error {
 	if err := spore.ValidatePorts(w.Ports); err != nil { // the two lists may be in each other's way
 		return err
 	}
-	if w.network().Connected() {
+	if w.Network().Connected() {
 		return cablePlug(t)
 	}
 	return needsNetwork(asked.Egress != nil && !asked.Egress.IsZero(), asked.Limits)
@@ -95,7 +95,7 @@ func checkNetwork(req *BuildRequest) error {
 	if err := w.validate(); err != nil {
 		return err
 	}
-	return w.fits(w, &spore.Template{NIC: w.network().Connected()})
+	return w.fits(w, &spore.Template{NIC: w.Network().Connected()})
 }
 
 // cablePlug refuses a network for sandboxes of a template without a network device.
@@ -125,17 +125,21 @@ func needsNetwork(egress bool, l spore.Limits) error {
 
 // wire gives a new sandbox what it is asked to have.
 func wire(s *spore.Sandbox, w Wiring) {
-	s.Network, s.Ports, s.Limits = w.network(), w.Ports, w.Limits
+	s.Network, s.Ports, s.Limits = w.Network(), w.Ports, w.Limits
 	if !s.Network.Connected() {
 		s.Limits.NetworkInMbps, s.Limits.NetworkOutMbps = 0, 0
 	}
 }
 
-// anyHostPort is a list of ports for one of many sandboxes: no two can have the same place on the host.
-func anyHostPort(ports []spore.PortForward) []spore.PortForward {
+// forkPorts are the ports of one of so many forks: no two sandboxes can have the same place on the host, so those of the original are
+// published at any, and those that are asked for too unless there is only one fork.
+func forkPorts(ports, asked []spore.PortForward, count int) []spore.PortForward {
 	ports = slices.Clone(ports)
-	for i := range ports {
-		ports[i].HostPort = 0
+	for i, p := range ports {
+		wished := slices.ContainsFunc(asked, func(a spore.PortForward) bool { return a.WithDefaults() == p })
+		if count > 1 || !wished {
+			ports[i].HostPort = 0
+		}
 	}
 	return ports
 }
@@ -243,8 +247,8 @@ func (u EgressUpdate) some() bool {
 	return u.Internet != nil || u.AllowCIDRs != nil || u.DenyCIDRs != nil || u.AllowDomains != nil || u.Proxy != nil
 }
 
-// apply answers e with the changes. With names to allow, and nothing said of the internet, that is no longer on.
-func (u EgressUpdate) apply(e spore.Egress) spore.Egress {
+// Apply answers e with the changes. With names to allow, and nothing said of the internet, that is no longer on.
+func (u EgressUpdate) Apply(e spore.Egress) spore.Egress {
 	if u.Internet != nil {
 		e.Internet = u.Internet
 	}
@@ -267,7 +271,8 @@ type LimitsUpdate struct {
 	DiskMBps, DiskIOPS, NetworkInMbps, NetworkOutMbps *int
 }
 
-func (u LimitsUpdate) apply(l spore.Limits) spore.Limits {
+// Apply answers l with the changes.
+func (u LimitsUpdate) Apply(l spore.Limits) spore.Limits {
 	if u.CPUs != nil {
 		l.CPUs = *u.CPUs
 	}
@@ -291,14 +296,14 @@ func (c *Center) UpdateSandbox(ctx context.Context, id string, req SandboxUpdate
 		if req.Labels != nil {
 			s.Labels = req.Labels
 		}
-		s.Limits = req.Limits.apply(s.Limits)
+		s.Limits = req.Limits.Apply(s.Limits)
 		if err := s.Limits.Validate(); err != nil {
 			return err
 		}
 		if !s.Network.Connected() {
 			return needsNetwork(req.Egress.some(), s.Limits)
 		}
-		s.Network.Egress = req.Egress.apply(s.Network.Egress)
+		s.Network.Egress = req.Egress.Apply(s.Network.Egress)
 		return s.Network.Validate()
 	}, func(n Node, s *spore.Sandbox) error { return n.Adjust(ctx, s) })
 }

@@ -132,6 +132,9 @@ func checkShape(raw []byte, t reflect.Type, path string) error {
 	for t.Kind() == reflect.Pointer {
 		t = t.Elem()
 	}
+	if t.Kind() == reflect.Slice && t.Elem().Kind() == reflect.Struct && raw[0] == '[' {
+		return checkItems(raw, t.Elem(), path)
+	}
 	if t.Kind() != reflect.Struct || raw[0] != '{' {
 		return nil // decoding names a value of the wrong type
 	}
@@ -181,6 +184,20 @@ func checkShape(raw []byte, t reflect.Type, path string) error {
 	return nil
 }
 
+// checkItems is checkShape for a list of objects.
+func checkItems(raw []byte, t reflect.Type, path string) error {
+	var items []json.RawMessage
+	if err := json.Unmarshal(raw, &items); err != nil {
+		return bodyError(err, raw)
+	}
+	for i, item := range items {
+		if err := checkShape(item, t, fmt.Sprintf("%s[%d].", strings.TrimSuffix(path, "."), i)); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
 // bodyError says where in body the JSON is wrong.
 func bodyError(err error, body []byte) error {
 	var syntax *json.SyntaxError
@@ -215,6 +232,8 @@ func wireType(t reflect.Type) string {
 		return "boolean"
 	case reflect.String:
 		return "string"
+	case reflect.Float64:
+		return "number"
 	}
 	return "integer"
 }

@@ -51,8 +51,27 @@ func buildRequest(b *api.BuildRequest) center.BuildRequest {
 		Labels:      b.Labels,
 		DisplayName: b.DisplayName, Author: b.Author, Reason: b.Reason, Retain: b.Retain,
 		Policy: b.CompatPolicy, Replicas: replicaPolicy(b.Replicas),
-		Defaults: spore.CreateDefaults{TTLSeconds: int(b.Defaults.TTLSeconds), OnEnd: b.Defaults.OnEnd, Env: b.Defaults.Env, Labels: b.Defaults.Labels},
+		Network: networkOf(b.Network), Defaults: createDefaults(b.Defaults),
 	}
+}
+
+func networkOf(n *api.Network) *spore.Network {
+	if n == nil {
+		return nil
+	}
+	out := &spore.Network{Mode: n.Mode}
+	if n.Egress != nil {
+		out.Egress = egressOf(*n.Egress)
+	}
+	return out
+}
+
+func createDefaults(d api.CreateDefaults) spore.CreateDefaults {
+	out := spore.CreateDefaults{TTLSeconds: int(d.TTLSeconds), OnEnd: d.OnEnd, Env: d.Env, Labels: d.Labels, Ports: portSpecs(d.Ports)}
+	if l := limitsOf(d.Limits); l != (spore.Limits{}) {
+		out.Limits = &l
+	}
+	return out
 }
 
 func replicaPolicy(p api.ReplicaPolicy) spore.ReplicaPolicy {
@@ -83,6 +102,7 @@ func template(t *spore.Template) api.Template {
 			Command: t.Readiness.Command, TCPPort: t.Readiness.TCPPort, HTTPPath: t.Readiness.HTTPPath, HTTPPort: t.Readiness.HTTPPort,
 			TimeoutSeconds: int64(t.Readiness.Timeout / time.Second),
 		},
+		NIC:      t.NIC,
 		ParentID: t.ParentID, OriginSandbox: t.OriginSandbox, OriginNode: t.OriginNode, Ephemeral: t.Ephemeral, Labels: dict(t.Labels),
 		Version: t.Version, Engine: t.Engine, StorageBackend: t.StorageBackend, DisplayName: t.DisplayName, Retain: t.Retain,
 		CompatPolicy: cmp.Or(t.Policy, spore.PolicyStrict),
@@ -142,6 +162,7 @@ func sandbox(s *spore.Sandbox) api.Sandbox {
 		ID: s.ID, State: s.State, StateReason: s.StateReason, TemplateID: s.TemplateID, NodeID: s.NodeID, Generation: s.Generation,
 		VCPUs: s.Resources.VCPUs, MemoryMiB: s.Resources.MemoryMiB, DiskMiB: s.Resources.DiskMiB,
 		Labels: dict(s.Labels), Env: dict(s.Env), Cold: s.Cold,
+		Network: network(s.Network), Ports: ports(s.Ports), Limits: limits(s.Limits), Disks: disks(s.Disks),
 		CreatedAt: s.CreatedAt.UTC(), UpdatedAt: s.UpdatedAt.UTC(), EndsAt: utc(s.EndsAt), OnEnd: cmp.Or(s.OnEnd, spore.EndKill),
 	}
 }

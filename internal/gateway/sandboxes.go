@@ -39,6 +39,7 @@ func (n *native) createRequest(b *api.CreateRequest) (center.CreateRequest, erro
 	}
 	return center.CreateRequest{
 		Template: b.Template, TTL: life, OnEnd: b.OnEnd, Env: b.Env, Labels: b.Labels, Nodes: b.Nodes, PreferredNode: b.PreferredNode,
+		Wiring: wiringRequest(b.Network, b.Ports, b.Limits), Disks: disksOf(b.Disks),
 	}, nil
 }
 
@@ -66,9 +67,11 @@ func preview(ctx context.Context, p *center.Preview) api.Preview {
 	if p.Template != nil {
 		t := template(p.Template)
 		out.Template = &t
+		asked := p.Request.Wiring
 		out.Request = &api.CreateRequest{
 			Template: p.Request.Template, TTLSeconds: int64(p.Request.TTL / time.Second), OnEnd: p.Request.OnEnd, Env: p.Request.Env,
 			Labels: p.Request.Labels, Nodes: p.Request.Nodes, PreferredNode: p.Request.PreferredNode,
+			Network: network(asked.Network()), Ports: askedPorts(asked.Ports), Limits: limits(asked.Limits), Disks: disks(p.Request.Disks),
 		}
 	}
 	if p.Err != nil {
@@ -196,6 +199,7 @@ func (n *native) Fork(ctx context.Context, r api.ForkRequestObject) (api.ForkRes
 	}
 	forks, err := n.svc.Fork(ctx, key, r.Body.Source, center.ForkRequest{
 		Count: count, TTL: life, OnEnd: r.Body.OnEnd, Env: r.Body.Env, Labels: r.Body.Labels,
+		Wiring: wiringRequest(r.Body.Network, r.Body.Ports, r.Body.Limits),
 	})
 	if err != nil {
 		return nil, err

@@ -84,6 +84,11 @@ type SandboxService interface {
 	ResumeSandbox(ctx context.Context, id string, ttl *time.Duration) (*spore.Sandbox, error)
 	// ExtendSandbox sets a sandbox's end to ttl from now (0: no end), and what happens then when onEnd is not "".
 	ExtendSandbox(ctx context.Context, id string, ttl time.Duration, onEnd spore.EndAction) (*spore.Sandbox, error)
+	// UpdateSandbox changes labels, policy and limits; all of it or nothing.
+	UpdateSandbox(ctx context.Context, id string, req center.SandboxUpdate) (*spore.Sandbox, error)
+	// PublishPorts publishes more ports on the host, and UnpublishPorts fewer; all of them or none.
+	PublishPorts(ctx context.Context, id string, add []spore.PortForward) (*spore.Sandbox, error)
+	UnpublishPorts(ctx context.Context, id string, places []center.PortPlace) (*spore.Sandbox, error)
 	// SandboxLogs is the output of the image's own process, or with console the guest's serial console; at most limit bytes.
 	SandboxLogs(ctx context.Context, id string, console bool, limit int) ([]byte, error)
 	// Agent answers a transport to the agent in a running sandbox.

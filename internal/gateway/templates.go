@@ -142,7 +142,7 @@ func (n *native) RedoTemplate(ctx context.Context, r api.RedoTemplateRequestObje
 	}
 	req := center.RedoRequest{Mode: spore.RedoAll}
 	if r.Body != nil {
-		req.Mode, req.Nodes = cmp.Or(r.Body.Mode, spore.RedoAll), r.Body.Nodes
+		req.Mode, req.Nodes, req.AddNetwork = cmp.Or(r.Body.Mode, spore.RedoAll), r.Body.Nodes, r.Body.AddNetwork
 	}
 	scoped := req.Mode == spore.RedoNodes || req.Mode == spore.RedoFailedNodes
 	switch {

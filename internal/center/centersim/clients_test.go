@@ -22,6 +22,7 @@ type clients struct {
 	sandboxes []string
 	answers   map[string]string // what a key was first answered
 	again     []func(*controller)
+	ports     int // the last that was asked for
 }
 
 const image = "registry.example/app:1"
@@ -52,6 +53,10 @@ func (c *clients) act() {
 	n := w.machines[w.rand.IntN(len(w.machines))].ID()
 	chance := w.rand.IntN(100)
 	ttl := time.Duration(w.rand.IntN(3)) * time.Minute
+	wiring := center.Wiring{Limits: spore.Limits{CPUs: 0.5 * float64(w.rand.IntN(3))}}
+	for range w.rand.IntN(3) {
+		wiring.Ports = append(wiring.Ports, c.port())
+	}
 	switch {
 	case t == "" || chance < 6:
 		p := spore.ReplicaPolicy{Min: w.rand.IntN(len(w.machines) + 1), Pinned: w.rand.IntN(4) == 0}
@@ -59,12 +64,13 @@ func (c *clients) act() {
 		c.ask(via, key, func(ctx context.Context, a *controller) (string, error) {
 			t, _, err := a.center.BuildTemplate(ctx, key, center.BuildRequest{
 				Name: name, Image: image, Resources: spore.Resources{VCPUs: 1, MemoryMiB: 128, DiskMiB: 64}, Replicas: p,
+				Network: &spore.Network{Mode: spore.NetworkUser},
 			})
 			return c.template(t, err)
 		})
 	case s == "" || chance < 30:
 		c.ask(via, key, func(ctx context.Context, a *controller) (string, error) {
-			s, err := a.center.CreateSandbox(ctx, key, center.CreateRequest{Template: t, TTL: ttl})
+			s, err := a.center.CreateSandbox(ctx, key, center.CreateRequest{Template: t, TTL: ttl, Wiring: wiring})
 			return c.sandbox(s, err)
 		})
 	case chance < 45:
@@ -87,7 +93,20 @@ func (c *clients) act() {
 			list, err := a.center.Fork(ctx, key, from, center.ForkRequest{Count: count, TTL: ttl})
 			return c.forks(list, err)
 		})
+	case chance < 63:
+		one := c.port()
+		c.do(via, func(ctx context.Context, a *controller) {
+			s, err := a.center.PublishPorts(ctx, s, []spore.PortForward{one})
+			if err == nil && len(s.Ports) > 1 {
+				_, _ = a.center.UnpublishPorts(ctx, s.ID, []center.PortPlace{{Port: s.Ports[0].HostPort}})
+			}
+		})
 	case chance < 66:
+		limits := center.LimitsUpdate{CPUs: &wiring.Limits.CPUs}
+		c.do(via, func(ctx context.Context, a *controller) {
+			_, _ = a.center.UpdateSandbox(ctx, s, center.SandboxUpdate{Limits: limits})
+		})
+	case chance < 69:
 		c.do(via, func(ctx context.Context, a *controller) { _, _ = a.center.PauseSandbox(ctx, s) })
 	case chance < 74:
 		c.do(via, func(ctx context.Context, a *controller) { _, _ = a.center.ResumeSandbox(ctx, s, nil) })
@@ -134,6 +153,16 @@ func (c *clients) act() {
 			}
 		})
 	}
+}
+
+// port is one to publish: at a place that nobody else asks for, or at any.
+func (c *clients) port() spore.PortForward {
+	p := spore.PortForward{GuestPort: 1 + c.w.rand.IntN(3)}
+	if c.w.rand.IntN(3) == 0 {
+		c.ports++
+		p.HostPort = c.ports
+	}
+	return p
 }
 
 func (c *clients) pick(list []string) string {

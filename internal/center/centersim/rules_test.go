@@ -195,7 +195,9 @@ func (w *world) checkMachine(p *picture, id string) {
 			w.failf("%s: VM %s (%s, generation %d) belongs to nobody", id, vm.ID, vm.SandboxID, vm.Generation)
 			continue
 		}
-		running[s.ID] = vm.Running
+		if running[s.ID] = vm.Running; vm.Running && vm.Wiring != s.Wiring() {
+			w.failf("%s: sandbox %s is to have ports %+v and limits %+v, and its VM has others", id, s.ID, s.Ports, s.Limits)
+		}
 	}
 	wanted := map[string]bool{}
 	for _, s := range p.sandboxes {

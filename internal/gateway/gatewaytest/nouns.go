@@ -123,7 +123,7 @@ func (s *Service) BuildTemplate(_ context.Context, key center.Idempotency, req c
 		Name: req.Name, Kind: spore.KindTemplate, Image: spore.Image{Reference: req.Image}, Resources: res, Readiness: req.Readiness,
 		Process: proc, Labels: req.Labels, KernelID: req.KernelID, EgressCA: spore.EgressCA{Baked: len(req.EgressCA) > 0},
 		DisplayName: req.DisplayName, Author: req.Author, Reason: req.Reason, Retain: req.Retain, Policy: req.Policy, Replicas: req.Replicas,
-		Request: defaults,
+		Request: defaults, NIC: req.Network != nil && req.Network.Connected(),
 	}, spore.OpCreate)
 	if err == nil {
 		s.keep(key, t.ID)
@@ -206,6 +206,7 @@ func (s *Service) CreateSandbox(ctx context.Context, key center.Idempotency, req
 		return nil, spore.Errorf(spore.CodeConflict, "%s is not ready on %s", t.ID, node).Because(spore.ReasonNoReadyReplica)
 	}
 	b := s.addSandbox(t.ID, req.TTL, req.OnEnd, req.Env, req.Labels)
+	b.Network, b.Ports, b.Limits, b.Disks = req.Wiring.Network(), pick(req.Wiring.Ports), req.Wiring.Limits, req.Disks
 	s.keep(key, b.ID)
 	return clone(b), nil
 }
