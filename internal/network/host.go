@@ -1,0 +1,228 @@
+package network
+
+import (
+	"errors"
+	"fmt"
+	"net/netip"
+	"slices"
+	"strings"
+
+	"github.com/google/nftables"
+	"github.com/google/nftables/expr"
+	"github.com/vishvananda/netlink"
+	"golang.org/x/sys/unix"
+
+	"github.com/sporevm/spore"
+	"github.com/sporevm/spore/internal/network/policy"
+)
+
+// outer is a server's packet filter on the host: it keeps links apart from each other and from the host itself, and lends them the
+// host's address towards the world.
+type outer struct {
+	prefix  string
+	v4, v6  *nftables.Table
+	links   *nftables.Set // a link, and the only address that packets from it have
+	inners  *nftables.Set // those addresses alone
+	open    *nftables.Set // a link's address, and an address of the host that its policy opens
+	openTCP *nftables.Set // the same with a port
+}
+
+func newOuter(prefix string) *outer {
+	t := &nftables.Table{Family: nftables.TableFamilyIPv4, Name: prefix}
+	set := func(id uint32, name string, types ...nftables.SetDatatype) *nftables.Set {
+		return &nftables.Set{Table: t, ID: id, Name: name, KeyType: nftables.MustConcatSetType(types...), Concatenation: true}
+	}
+	return &outer{
+		prefix: prefix, v4: t,
+		v6:      &nftables.Table{Family: nftables.TableFamilyIPv6, Name: prefix},
+		links:   set(1, "links", nftables.TypeIFName, nftables.TypeIPAddr),
+		open:    set(2, "open", nftables.TypeIPAddr, nftables.TypeIPAddr),
+		openTCP: set(3, "open-tcp", nftables.TypeIPAddr, nftables.TypeIPAddr, nftables.TypeInetService),
+		inners:  &nftables.Set{Table: t, ID: 4, Name: "addresses", KeyType: nftables.TypeIPAddr},
+	}
+}
+
+// install puts the tables in place of those that may be there, in one step. The calling thread is in the host's namespace.
+func (o *outer) install(spaces []*space) error {
+	return filterWithin(func(c *nftables.Conn) error {
+		renew(c, o.v4)
+		for _, s := range []*nftables.Set{o.links, o.inners, o.open, o.openTCP} {
+			if err := c.AddSet(s, nil); err != nil {
+				return err
+			}
+		}
+		passed := nftables.ChainPolicyAccept
+		chain := func(t *nftables.Table, name string, kind nftables.ChainType, hook *nftables.ChainHook, at *nftables.ChainPriority) *nftables.Chain {
+			return c.AddChain(&nftables.Chain{Table: t, Name: name, Type: kind, Hooknum: hook, Priority: at, Policy: &passed})
+		}
+		add := func(ch *nftables.Chain, parts ...match) {
+			c.AddRule(&nftables.Rule{Table: ch.Table, Chain: ch, Exprs: rule(parts...)})
+		}
+		filter := nftables.ChainTypeFilter
+
+		spoof := chain(o.v4, "spoof", filter, nftables.ChainHookPrerouting, nftables.ChainPriorityRaw)
+		add(spoof, fromStarting(o.prefix), match{
+			&expr.Meta{Key: expr.MetaKeyIIFNAME, Register: 1}, payload(expr.PayloadBaseNetworkHeader, 12, 4, afterName), lookupNot(o.links),
+		}, drop())
+
+		// The host itself is reached only where a policy says so by its very address.
+		input := chain(o.v4, "input", filter, nftables.ChainHookInput, nftables.ChainPriorityFilter)
+		both := match{loadSource, payload(expr.PayloadBaseNetworkHeader, 16, 4, secondRegister)}
+		add(input, fromStarting(o.prefix), both, match{lookup(o.open)}, accept())
+		add(input, fromStarting(o.prefix), protocol(unix.IPPROTO_TCP), both,
+			match{payload(expr.PayloadBaseTransportHeader, 2, 2, thirdRegister), lookup(o.openTCP)}, accept())
+		add(input, fromStarting(o.prefix), drop())
+
+		// Out to the world, and back what was asked for; never to a link, be it of another server.
+		forward := chain(o.v4, "forward", filter, nftables.ChainHookForward, nftables.ChainPriorityFilter)
+		add(forward, fromStarting(o.prefix), toStarting(nameStart), drop())
+		add(forward, toStarting(o.prefix), fromStarting(nameStart), drop())
+		add(forward, toStarting(o.prefix), stateIn(known), accept())
+		add(forward, toStarting(o.prefix), drop())
+
+		output := chain(o.v4, "output", filter, nftables.ChainHookOutput, nftables.ChainPriorityFilter)
+		add(output, toStarting(o.prefix), stateIn(known), accept())
+		add(output, toStarting(o.prefix), drop())
+
+		nat := chain(o.v4, "nat", nftables.ChainTypeNAT, nftables.ChainHookPostrouting, nftables.ChainPriorityNATSource)
+		add(nat, match{loadSource, lookup(o.inners)}, toNotStarting(nameStart), match{&expr.Masq{}})
+
+		renew(c, o.v6)
+		six := chain(o.v6, "prerouting", filter, nftables.ChainHookPrerouting, nftables.ChainPriorityRaw)
+		add(six, fromStarting(o.prefix), drop())
+		sixOut := chain(o.v6, "output", filter, nftables.ChainHookOutput, nftables.ChainPriorityRaw)
+		add(sixOut, toStarting(o.prefix), drop())
+
+		for _, s := range spaces {
+			if err := o.each(s, s.doors, func(set *nftables.Set, e []nftables.SetElement) error { return addElements(c, set, e) }); err != nil {
+				return err
+			}
+		}
+		return nil
+	})
+}
+
+// each calls fn with all elements that belong to a link whose policy opens doors.
+func (o *outer) each(s *space, doors []door, fn func(*nftables.Set, []nftables.SetElement) error) error {
+	if err := fn(o.links, []nftables.SetElement{{Key: append(ifname(s.name), s.inner.AsSlice()...)}}); err != nil {
+		return err
+	}
+	if err := fn(o.inners, []nftables.SetElement{{Key: s.inner.AsSlice()}}); err != nil {
+		return err
+	}
+	return o.eachDoor(s, doors, fn)
+}
+
+func (o *outer) eachDoor(s *space, doors []door, fn func(*nftables.Set, []nftables.SetElement) error) error {
+	var open, openTCP []nftables.SetElement
+	for _, d := range doors {
+		if d.port == 0 {
+			open = append(open, nftables.SetElement{Key: append(s.inner.AsSlice(), d.addr.AsSlice()...)})
+		} else {
+			openTCP = append(openTCP, nftables.SetElement{Key: append(s.inner.AsSlice(), addrPort(netip.AddrPortFrom(d.addr, d.port))...)})
+		}
+	}
+	if err := fn(o.open, open); err != nil {
+		return err
+	}
+	return fn(o.openTCP, openTCP)
+}
+
+// door is an address of the host that a policy opens by naming it, or one TCP port of it.
+type door struct {
+	addr netip.Addr
+	port uint16 // 0: all, of every protocol
+}
+
+// doors are what of the host a policy opens.
+func doors(p *policy.Policy, host []netip.Addr) []door {
+	var all []door
+	proxy, proxied := p.Proxy()
+	for _, a := range host {
+		switch {
+		case a.IsLoopback():
+		case p.Allows(a):
+			all = append(all, door{addr: a})
+		case proxied && proxy.Addr() == a:
+			all = append(all, door{addr: a, port: proxy.Port()})
+		}
+	}
+	return all
+}
+
+// onHost makes one change of the packet filter in the host's namespace.
+func (m *Manager) onHost(change func(c *nftables.Conn) error) error {
+	return within(m.hostNS, func() error { return filterWithin(change) })
+}
+
+// admit lets packets come from a link, before it is there.
+func (m *Manager) admit(s *space) error {
+	return m.onHost(func(c *nftables.Conn) error {
+		return m.outer.each(s, nil, func(set *nftables.Set, e []nftables.SetElement) error { return addElements(c, set, e) })
+	})
+}
+
+// dismiss is the contrary of admit, also when that was not done.
+func (m *Manager) dismiss(s *space) error {
+	err := m.onHost(func(c *nftables.Conn) error {
+		return m.outer.each(s, s.doors, func(set *nftables.Set, e []nftables.SetElement) error { return dropElements(c, set, e) })
+	})
+	if errors.Is(err, unix.ENOENT) { // there is no table
+		return nil
+	}
+	return err
+}
+
+// setDoors opens what a new policy opens of the host, and closes what it does not, in one step.
+func (m *Manager) setDoors(s *space, doors []door) error {
+	if slices.Equal(doors, s.doors) {
+		return nil
+	}
+	if err := m.onHost(func(c *nftables.Conn) error {
+		if err := m.outer.eachDoor(s, s.doors, func(set *nftables.Set, e []nftables.SetElement) error { return dropElements(c, set, e) }); err != nil {
+			return err
+		}
+		return m.outer.eachDoor(s, doors, func(set *nftables.Set, e []nftables.SetElement) error { return addElements(c, set, e) })
+	}); err != nil {
+		return err
+	}
+	s.doors = doors
+	return nil
+}
+
+// checkSubnet refuses a subnet that the host knows other things in.
+func (m *Manager) checkSubnet() error {
+	routes, err := m.host.RouteList(nil, netlink.FAMILY_V4)
+	if err != nil {
+		return fmt.Errorf("list the host's routes: %w", err)
+	}
+	for _, r := range routes {
+		if r.Dst == nil {
+			continue
+		}
+		addr, ok := netip.AddrFromSlice(r.Dst.IP.To4())
+		bits, _ := r.Dst.Mask.Size()
+		if p := netip.PrefixFrom(addr, bits); !ok || bits == 0 || !p.Overlaps(m.opt.Subnet) {
+			continue
+		}
+		link, err := m.host.LinkByIndex(r.LinkIndex)
+		if err != nil || strings.HasPrefix(link.Attrs().Name, nameStart) {
+			continue
+		}
+		return spore.Errorf(spore.CodeConflict, "the subnet %s for links is in use: the host has a route to %s by %s", m.opt.Subnet, r.Dst, link.Attrs().Name).
+			WithHint("give the server another subnet")
+	}
+	return nil
+}
+
+// leaveHost removes the server's tables, which no link needs any more.
+func (m *Manager) leaveHost() error {
+	if err := m.onHost(func(c *nftables.Conn) error {
+		forget(c, m.outer.v4)
+		forget(c, m.outer.v6)
+		return nil
+	}); err != nil {
+		return fmt.Errorf("remove the host's rules: %w", err)
+	}
+	return m.closeWays()
+}

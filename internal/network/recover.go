@@ -1,0 +1,324 @@
+package network
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io/fs"
+	"maps"
+	"os"
+	"slices"
+	"strconv"
+	"strings"
+
+	"github.com/google/nftables"
+	"github.com/vishvananda/netlink"
+	"golang.org/x/sys/unix"
+
+	"github.com/sporevm/spore"
+)
+
+// Recover takes over the networks that an earlier server on the same directory left for the sandboxes in keep, removes every
+// other one of that directory, and starts to keep some ready. The answer says, for each of keep whose network is not as
+// it should be, why; such a one can still be detached. Sandboxes that this server attached itself are left as they are.
+func (m *Manager) Recover(ctx context.Context, keep []string) (map[string]error, error) {
+	m.recovering.Lock()
+	defer m.recovering.Unlock()
+	if err := m.checkSubnet(); err != nil {
+		return nil, err
+	}
+	known, damaged, err := m.records()
+	if err != nil {
+		return nil, err
+	}
+	missing := map[string]error{}
+	for _, id := range keep {
+		if m.find(id) == nil {
+			missing[id] = spore.Errorf(spore.CodeNotFound, "the network of %s is gone", id)
+		}
+	}
+	var kept []*space
+	for _, name := range slices.Sorted(maps.Keys(known)) {
+		r := known[name]
+		if r.ID == "" || missing[r.ID] == nil || m.has(name) {
+			continue
+		}
+		s := newSpace(m.prefix, r.Slot, r.Outer)
+		s.rec = r
+		if err := m.whole(s); err != nil {
+			missing[r.ID] = fmt.Errorf("the network of %s is not whole: %w", r.ID, err)
+			continue
+		}
+		kept = append(kept, s)
+		delete(missing, r.ID)
+	}
+	for name, err := range damaged {
+		m.log.Error("the record of a network cannot be read; the network is taken for nobody's", "network", name, "err", err)
+	}
+	if err := m.takeOver(kept, missing); err != nil {
+		return nil, err
+	}
+	if _, err := m.clean(ctx, nil); err != nil {
+		return nil, err
+	}
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	if !m.recovered && !m.closed {
+		m.recovered = true
+		m.filling.Go(func() { m.keepFull(m.stopping) })
+	}
+	return missing, nil
+}
+
+// takeOver makes spaces that were found attached ones.
+func (m *Manager) takeOver(kept []*space, failed map[string]error) error {
+	host, err := m.hostAddresses()
+	if err != nil {
+		return err
+	}
+	m.mu.Lock()
+	for _, s := range kept {
+		m.spaces[s.name], m.attached[s.rec.ID], m.slots.taken[s.slot] = s, s, true
+	}
+	first := !m.recovered
+	attached := slices.Collect(maps.Values(m.attached))
+	m.mu.Unlock()
+	if first {
+		for _, s := range kept {
+			p, err := m.judge(s.rec.ID, s.rec.Network, s.rec.Limits)
+			if err != nil {
+				failed[s.rec.ID] = err
+				continue
+			}
+			s.doors = doors(p, host)
+		}
+		if err := within(m.hostNS, func() error { return m.outer.install(attached) }); err != nil {
+			return fmt.Errorf("put up the host's rules: %w", err)
+		}
+		m.mu.Lock()
+		m.installed = true
+		m.mu.Unlock()
+	}
+	for _, s := range kept {
+		if failed[s.rec.ID] != nil {
+			continue
+		}
+		if err := m.resume(s); err != nil {
+			failed[s.rec.ID] = err
+		}
+	}
+	if len(kept) > 0 {
+		return m.openWays()
+	}
+	return nil
+}
+
+// resume puts the policy of a space that was found in force anew, for the host may have other addresses now, and answers its names.
+func (m *Manager) resume(s *space) error {
+	p, err := m.judge(s.rec.ID, s.rec.Network, s.rec.Limits)
+	if err != nil {
+		return err
+	}
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if err := m.apply(s, s.rec, p); err != nil {
+		return err
+	}
+	return m.openNames(s)
+}
+
+// whole says whether all of a network is there.
+func (m *Manager) whole(s *space) error {
+	if _, err := m.host.LinkByName(s.name); err != nil {
+		return fmt.Errorf("its link: %w", err)
+	}
+	return m.inside(s, func() error {
+		h, err := netlink.NewHandle(unix.NETLINK_ROUTE)
+		if err != nil {
+			return err
+		}
+		defer h.Close()
+		for _, name := range []string{TapName, upName} {
+			if _, err := h.LinkByName(name); err != nil {
+				return fmt.Errorf("%s: %w", name, err)
+			}
+		}
+		return nil
+	})
+}
+
+func (m *Manager) has(name string) bool {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	return m.spaces[name] != nil
+}
+
+// Leftover is something of a network that no sandbox uses.
+type Leftover struct {
+	Kind string `json:"kind"` // namespace, link, record or table
+	Name string `json:"name"`
+}
+
+// Leftovers lists what servers on this directory have left of networks that are neither those of keep nor in use by this manager. It
+// changes nothing and needs no Recover.
+func (m *Manager) Leftovers(keep []string) ([]Leftover, error) {
+	found, err := m.found()
+	if err != nil {
+		return nil, err
+	}
+	mine, err := m.wanted(keep)
+	if err != nil {
+		return nil, err
+	}
+	all := slices.DeleteFunc(found, func(l Leftover) bool { return l.Kind != kindTable && mine[l.Name] || m.has(l.Name) })
+	m.mu.Lock()
+	serving := m.installed
+	m.mu.Unlock()
+	if serving || len(mine) > 0 {
+		all = slices.DeleteFunc(all, func(l Leftover) bool { return l.Kind == kindTable })
+	}
+	return all, nil
+}
+
+// Clean removes what Leftovers lists, and answers it. It goes on where something cannot be removed, and fails in the end.
+func (m *Manager) Clean(ctx context.Context, keep []string) ([]Leftover, error) {
+	m.recovering.Lock()
+	defer m.recovering.Unlock()
+	return m.clean(ctx, keep)
+}
+
+func (m *Manager) clean(ctx context.Context, keep []string) ([]Leftover, error) {
+	all, err := m.Leftovers(keep)
+	if err != nil {
+		return nil, err
+	}
+	var errs []error
+	tables := false
+	for name := range names(all) {
+		if err := ctx.Err(); err != nil {
+			return nil, errors.Join(append(errs, err)...)
+		}
+		slot, ok := m.slotOf(name)
+		if !ok {
+			tables = true
+			continue
+		}
+		s := newSpace(m.prefix, slot, m.slots.outer(slot))
+		if !m.reserve(s) {
+			continue
+		}
+		if err := m.abandon(s); err != nil {
+			errs = append(errs, err)
+			continue
+		}
+		m.log.Info("removed a network that is nobody's", "network", name)
+	}
+	if tables && len(errs) == 0 {
+		errs = append(errs, m.leaveHost())
+	}
+	return all, errors.Join(errs...)
+}
+
+// reserve keeps a name from being used anew while what is left of it is removed; false when it is in use already.
+func (m *Manager) reserve(s *space) bool {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	if m.spaces[s.name] != nil {
+		return false
+	}
+	m.spaces[s.name], m.slots.taken[s.slot] = s, true
+	return true
+}
+
+func names(all []Leftover) map[string]bool {
+	set := map[string]bool{}
+	for _, l := range all {
+		set[l.Name] = true
+	}
+	return set
+}
+
+// wanted are the names of the networks of keep.
+func (m *Manager) wanted(keep []string) (map[string]bool, error) {
+	known, _, err := m.records()
+	if err != nil {
+		return nil, err
+	}
+	mine := map[string]bool{}
+	for name, r := range known {
+		if r.ID != "" && slices.Contains(keep, r.ID) {
+			mine[name] = true
+		}
+	}
+	return mine, nil
+}
+
+// The kinds of things that are left.
+const (
+	kindNamespace = "namespace"
+	kindLink      = "link"
+	kindRecord    = "record"
+	kindTable     = "table"
+)
+
+// found is all that there is of networks of this directory.
+func (m *Manager) found() ([]Leftover, error) {
+	var all []Leftover
+	entries, err := os.ReadDir(m.opt.NamespaceDir)
+	if err != nil && !errors.Is(err, fs.ErrNotExist) {
+		return nil, err
+	}
+	for _, e := range entries {
+		if _, ok := m.slotOf(e.Name()); ok {
+			all = append(all, Leftover{kindNamespace, e.Name()})
+		}
+	}
+	links, err := m.host.LinkList()
+	if err != nil {
+		return nil, fmt.Errorf("list the host's links: %w", err)
+	}
+	for _, l := range links {
+		if _, ok := m.slotOf(l.Attrs().Name); ok {
+			all = append(all, Leftover{kindLink, l.Attrs().Name})
+		}
+	}
+	known, damaged, err := m.records()
+	if err != nil {
+		return nil, err
+	}
+	for name := range known {
+		all = append(all, Leftover{kindRecord, name})
+	}
+	for name := range damaged {
+		all = append(all, Leftover{kindRecord, name})
+	}
+	var tables []*nftables.Table
+	if err := within(m.hostNS, func() error {
+		c, err := newConn()
+		if err != nil {
+			return err
+		}
+		defer c.CloseLasting()
+		tables, err = c.ListTables()
+		return err
+	}); err != nil {
+		return nil, fmt.Errorf("list the host's rules: %w", err)
+	}
+	for _, t := range tables {
+		if t.Name == m.prefix {
+			all = append(all, Leftover{kindTable, t.Name})
+		}
+	}
+	slices.SortFunc(all, func(a, b Leftover) int { return strings.Compare(a.Kind+a.Name, b.Kind+b.Name) })
+	return all, nil
+}
+
+// slotOf is the slot that a name stands for, if it is one of ours.
+func (m *Manager) slotOf(name string) (int, bool) {
+	digits, ok := strings.CutPrefix(name, m.prefix)
+	if !ok || len(digits) != 4 {
+		return 0, false
+	}
+	slot, err := strconv.ParseUint(digits, 16, 16)
+	return int(slot), err == nil
+}
