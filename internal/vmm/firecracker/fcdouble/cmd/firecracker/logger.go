@@ -1,0 +1,47 @@
+package main
+
+import (
+	"fmt"
+	"io"
+	"os"
+	"strings"
+	"sync"
+	"time"
+)
+
+// logger writes log lines, to standard output until it has a file.
+type logger struct {
+	id string
+
+	mu  sync.Mutex
+	out io.Writer
+}
+
+func (l *logger) open(path string) error {
+	f, err := os.OpenFile(path, os.O_RDWR|os.O_CREATE|os.O_APPEND, 0o666)
+	if err != nil {
+		return err
+	}
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	l.out = f
+	return nil
+}
+
+func (l *logger) print(format string, args ...any) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	// A log that cannot be written to stops nothing.
+	fmt.Fprintf(l.out, "%s [%s:main] %s\n", time.Now().Format("2006-01-02T15:04:05.000000000"), l.id, fmt.Sprintf(format, args...))
+}
+
+func validLevel(level string) bool {
+	switch strings.ToLower(level) {
+	case "off", "trace", "debug", "info", "warn", "warning", "error":
+		return true
+	}
+	return false
+}
+
+// say is an error in the words of the original, which begin and end as they please.
+func say(format string, args ...any) error { return fmt.Errorf(format, args...) }
