@@ -15,9 +15,10 @@ import (
 // the next would cost more than what most of them do with it. Each runs in a savepoint of its own, so one that fails takes nothing
 // of the others with it. Nobody returns before the commit.
 type writer struct {
-	db     *sql.DB
-	known  *statements
-	maxAge time.Duration // of a batch that more may join
+	db      *sql.DB
+	known   *statements
+	answers *answers
+	maxAge  time.Duration // of a batch that more may join
 
 	mu      sync.Mutex
 	arrived sync.Cond // something was added to waiting, or closed was set
@@ -56,7 +57,7 @@ const (
 var errWriterClosed = errors.New("the database has been closed")
 
 func newWriter(db *sql.DB) *writer {
-	w := &writer{db: db, known: newStatements(), maxAge: maxBatchAge, ended: make(chan struct{})}
+	w := &writer{db: db, known: newStatements(), answers: newAnswers(), maxAge: maxBatchAge, ended: make(chan struct{})}
 	w.arrived.L = &w.mu
 	go w.work()
 	return w
@@ -168,6 +169,9 @@ func (w *writer) begin(ctx context.Context) error {
 func (w *writer) end(err error) {
 	b := w.batch
 	w.batch = nil
+	if err != nil {
+		w.answers.forget()
+	}
 	err = errors.Join(err, b.conn.Close()) // back to the pool
 	for _, m := range b.in {
 		m.end(err)
@@ -183,7 +187,7 @@ func (m *member) end(err error) {
 // succeeds is told with the commit.
 func (w *writer) run(m *member) {
 	b := w.batch
-	c := &conn{tx: b.tx, direct: direct{b.conn, w.known}}
+	c := &conn{tx: b.tx, direct: direct{b.conn, w.known}, answers: w.answers}
 	alone := len(b.in) == 0 // then the transaction itself will do for a savepoint
 	if !alone {
 		if _, err := c.Exec(context.Background(), "SAVEPOINT member"); err != nil {
@@ -194,6 +198,9 @@ func (w *writer) run(m *member) {
 	var err error
 	finished := false
 	defer func() {
+		if !finished || err != nil {
+			w.answers.forget() // they may be of what is taken back
+		}
 		if !finished {
 			m.panicked = recover() // nil when the goroutine is being ended
 			m.left = m.panicked == nil
