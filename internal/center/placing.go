@@ -28,12 +28,13 @@ type wish struct {
 
 // spots judges every replica of a template: can a sandbox start from it there now?
 func (c *Center) spots(t *spore.Template, replicas []*spore.Replica, w wish) []spot {
-	all := make([]spot, 0, len(replicas))
+	all := make([]spot, len(replicas))
 	fleet := c.fleet
 	fleet.mu.RLock() // once for all of what may be a thousand nodes
 	defer fleet.mu.RUnlock()
-	for _, r := range replicas {
-		can := spot{nodeID: r.NodeID, compat: spore.CompatUnknown}
+	for i, r := range replicas {
+		can := &all[i]
+		can.nodeID, can.compat = r.NodeID, spore.CompatUnknown
 		n := fleet.known[r.NodeID]
 		if n != nil && r.Status == spore.ReplicaReady {
 			can.compat, can.freeMiB = r.CompatPolicy.Serves(r.Bound, n.Components, n.Installed), fleet.left(n)
@@ -65,7 +66,6 @@ func (c *Center) spots(t *spore.Template, replicas []*spore.Replica, w wish) []s
 		case fleet.members[n.ID] == nil:
 			can.whyNot = "this controller has no way to it"
 		}
-		all = append(all, can)
 	}
 	return all
 }
@@ -74,7 +74,7 @@ func (c *Center) spots(t *spore.Template, replicas []*spore.Replica, w wish) []s
 // candidates: a sandbox waits there until others end.
 func choose(t *spore.Template, all []spot, w wish) (string, error) {
 	best := -1
-	better := func(a, b spot) bool {
+	better := func(a, b *spot) bool {
 		if pa, pb := a.nodeID == w.preferred, b.nodeID == w.preferred; pa != pb {
 			return pa
 		}
@@ -83,8 +83,8 @@ func choose(t *spore.Template, all []spot, w wish) (string, error) {
 		}
 		return a.nodeID < b.nodeID
 	}
-	for i, can := range all {
-		if can.whyNot == "" && (best < 0 || better(can, all[best])) {
+	for i := range all {
+		if all[i].whyNot == "" && (best < 0 || better(&all[i], &all[best])) {
 			best = i
 		}
 	}
