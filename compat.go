@@ -52,17 +52,20 @@ func (p CompatPolicy) Serves(bound, current Components, installed []Components) 
 	if bound.GuestImage == "" || current.GuestImage == "" {
 		return CompatUnknown
 	}
-	all := append([]Components{current}, installed...)
-	at := slices.IndexFunc(all, func(c Components) bool { return c.GuestImage == bound.GuestImage })
-	if at < 0 {
-		return CompatStale
+	guest := &current
+	if current.GuestImage != bound.GuestImage {
+		at := slices.IndexFunc(installed, func(c Components) bool { return c.GuestImage == bound.GuestImage })
+		if at < 0 {
+			return CompatStale
+		}
+		guest = &installed[at]
 	}
 	if p == PolicyGuestOnly {
 		return CompatOK
 	}
 	status := CompatOK
 	for _, pair := range [][2]string{
-		{bound.Agent, all[at].Agent}, {bound.Kernel, all[at].Kernel}, {bound.Engine, current.Engine}, {bound.StateFormat, current.StateFormat},
+		{bound.Agent, guest.Agent}, {bound.Kernel, guest.Kernel}, {bound.Engine, current.Engine}, {bound.StateFormat, current.StateFormat},
 	} {
 		switch {
 		case pair[0] == "" || pair[1] == "":

@@ -298,7 +298,6 @@ func (c *Center) serve(tx store.Tx, id string) error {
 		return nil
 	}
 	t.Status, t.LastError, t.UpdatedAt = status, lastError, c.opt.Now()
-	c.replicas.drop(id)
 	return tx.UpdateTemplate(t)
 }
 

@@ -142,7 +142,6 @@ func (c *Center) writeVerdicts(ctx context.Context, nodeID string, list []*spore
 			if err := tx.PutReplica(r); err != nil {
 				return err
 			}
-			c.replicas.drop(r.TemplateID)
 			changed++
 		}
 		return nil
@@ -223,7 +222,6 @@ func (c *Center) adoptBatch(ctx context.Context, batch []*spore.Replica) (adopte
 			if err := tx.PutReplica(r); err != nil {
 				return err
 			}
-			c.replicas.drop(r.TemplateID)
 			adopted++
 		}
 		return nil

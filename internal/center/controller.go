@@ -33,12 +33,15 @@ func token() string {
 
 // update is store.Update for a controller that may have been declared dead meanwhile: then nothing is written.
 func (c *Center) update(ctx context.Context, fn func(tx store.Tx) error) error {
+	var changes placements
 	err := c.store.Update(ctx, func(tx store.Tx) error {
 		if err := tx.Guard(c.opt.Controller); err != nil {
 			return err
 		}
-		return fn(tx)
+		changes = placements{Tx: tx, cache: &c.replicas}
+		return fn(&changes)
 	})
+	changes.over()
 	if fenced(err) {
 		c.fenced()
 	}

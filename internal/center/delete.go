@@ -234,7 +234,6 @@ func (c *Center) cleaning(tx store.Tx, id string) error {
 	if err != nil {
 		return err
 	}
-	c.replicas.drop(id)
 	for _, r := range replicas {
 		r.Status, r.Phase, r.CleanupRequired, r.UpdatedAt = spore.ReplicaFailed, spore.ReplicaCleaning, true, c.opt.Now()
 		if err := tx.PutReplica(r); err != nil {
@@ -305,7 +304,6 @@ func (c *Center) cleanReplica(ctx context.Context, r *spore.Replica) error {
 			return err
 		}
 	}
-	c.replicas.drop(r.TemplateID)
 	return c.update(ctx, func(tx store.Tx) error {
 		now, err := tx.Replica(r.TemplateID, r.NodeID)
 		if err != nil {

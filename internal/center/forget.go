@@ -208,7 +208,6 @@ func (c *Center) forgetReplicas(ctx context.Context, id string) error {
 				if err := c.resummarise(tx, r.TemplateID); err != nil {
 					return err
 				}
-				c.replicas.drop(r.TemplateID)
 			}
 			return nil
 		})

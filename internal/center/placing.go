@@ -3,8 +3,6 @@ package center
 import (
 	"cmp"
 	"slices"
-	"sync"
-	"time"
 
 	"github.com/sporevm/spore"
 	"github.com/sporevm/spore/internal/store"
@@ -30,12 +28,13 @@ type wish struct {
 
 // spots judges every replica of a template: can a sandbox start from it there now?
 func (c *Center) spots(t *spore.Template, replicas []*spore.Replica, w wish) []spot {
-	all := make([]spot, 0, len(replicas))
+	all := make([]spot, len(replicas))
 	fleet := c.fleet
 	fleet.mu.RLock() // once for all of what may be a thousand nodes
 	defer fleet.mu.RUnlock()
-	for _, r := range replicas {
-		can := spot{nodeID: r.NodeID, compat: spore.CompatUnknown}
+	for i, r := range replicas {
+		can := &all[i]
+		can.nodeID, can.compat = r.NodeID, spore.CompatUnknown
 		n := fleet.known[r.NodeID]
 		if n != nil && r.Status == spore.ReplicaReady {
 			can.compat, can.freeMiB = r.CompatPolicy.Serves(r.Bound, n.Components, n.Installed), fleet.left(n)
@@ -67,7 +66,6 @@ func (c *Center) spots(t *spore.Template, replicas []*spore.Replica, w wish) []s
 		case fleet.members[n.ID] == nil:
 			can.whyNot = "this controller has no way to it"
 		}
-		all = append(all, can)
 	}
 	return all
 }
@@ -76,7 +74,7 @@ func (c *Center) spots(t *spore.Template, replicas []*spore.Replica, w wish) []s
 // candidates: a sandbox waits there until others end.
 func choose(t *spore.Template, all []spot, w wish) (string, error) {
 	best := -1
-	better := func(a, b spot) bool {
+	better := func(a, b *spot) bool {
 		if pa, pb := a.nodeID == w.preferred, b.nodeID == w.preferred; pa != pb {
 			return pa
 		}
@@ -85,8 +83,8 @@ func choose(t *spore.Template, all []spot, w wish) (string, error) {
 		}
 		return a.nodeID < b.nodeID
 	}
-	for i, can := range all {
-		if can.whyNot == "" && (best < 0 || better(can, all[best])) {
+	for i := range all {
+		if all[i].whyNot == "" && (best < 0 || better(&all[i], &all[best])) {
 			best = i
 		}
 	}
@@ -120,53 +118,13 @@ func choose(t *spore.Template, all []spot, w wish) (string, error) {
 	return "", e.WithHint("spore template replicas %s", t.Label())
 }
 
-// replicaCache keeps the replicas of templates that sandboxes start from. What it answers may be a moment old; the row of the one
-// that is chosen is read again in the transaction that relies on it.
-type replicaCache struct {
-	mu   sync.Mutex
-	sets map[string]replicaSet
-}
-
-type replicaSet struct {
-	replicas []*spore.Replica
-	read     time.Time
-}
-
-const replicasGoOff = 2 * time.Second
-
-func (r *replicaCache) get(tx store.Tx, templateID string, now time.Time) ([]*spore.Replica, error) {
-	r.mu.Lock()
-	set, ok := r.sets[templateID]
-	r.mu.Unlock()
-	if ok && now.Sub(set.read) < replicasGoOff {
-		return set.replicas, nil
-	}
-	replicas, err := tx.Replicas(templateID)
-	if err != nil {
-		return nil, err
-	}
-	r.mu.Lock()
-	defer r.mu.Unlock()
-	if r.sets == nil || len(r.sets) > 10_000 {
-		r.sets = map[string]replicaSet{}
-	}
-	r.sets[templateID] = replicaSet{replicas, now}
-	return replicas, nil
-}
-
-func (r *replicaCache) drop(templateID string) {
-	r.mu.Lock()
-	defer r.mu.Unlock()
-	delete(r.sets, templateID)
-}
-
 // place decides, inside tx, where a sandbox of t starts. The replicas may be those of a moment ago.
 func (c *Center) place(tx store.Tx, t *spore.Template, replicas []*spore.Replica, w wish) (string, []spot, error) {
 	for fresh := false; ; fresh = true {
 		if fresh {
 			var err error
 			c.replicas.drop(t.ID)
-			if replicas, err = c.replicas.get(tx, t.ID, c.opt.Now()); err != nil {
+			if replicas, err = c.replicasOf(tx, t.ID); err != nil {
 				return "", nil, err
 			}
 		}

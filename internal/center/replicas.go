@@ -170,7 +170,6 @@ func (c *Center) queueReplica(tx store.Tx, templateID, nodeID string) error {
 	if err := tx.PutReplica(r); err != nil {
 		return err
 	}
-	c.replicas.drop(t.ID)
 	return tx.Enqueue(j.ID, 1) // the loop itself tries again, with back-off
 }
 
@@ -246,7 +245,6 @@ func (c *Center) bringInLine(ctx context.Context, t *spore.Template, replicas []
 			if err := tx.PutReplica(r); err != nil {
 				return err
 			}
-			c.replicas.drop(t.ID)
 		}
 		return c.resummarise(tx, t.ID)
 	})
@@ -410,7 +408,6 @@ func (c *Center) loseReplica(ctx context.Context, lost *spore.Replica, why strin
 		if err := tx.PutReplica(r); err != nil {
 			return err
 		}
-		c.replicas.drop(r.TemplateID)
 		return c.resummarise(tx, r.TemplateID)
 	})
 }

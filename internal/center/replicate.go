@@ -318,7 +318,6 @@ func (c *Center) replicaReady(ctx context.Context, j *spore.Job, made *spore.Tem
 		if err := tx.PutReplica(c.readyReplica(t, nodeID, j.ID, f)); err != nil {
 			return err
 		}
-		c.replicas.drop(id)
 		return c.resummarise(tx, id)
 	})
 	if err == nil && gone { // it was deleted while the node was giving it its name
@@ -346,7 +345,6 @@ func (c *Center) replicaFailed(ctx context.Context, j *spore.Job, id, nodeID str
 		if err := tx.PutReplica(r); err != nil {
 			return err
 		}
-		c.replicas.drop(id)
 		return c.resummarise(tx, id)
 	})
 }

@@ -47,7 +47,7 @@ func (c *Center) resolve(tx store.Tx, req CreateRequest) (r *resolution, err err
 		return r, err
 	}
 	r.stage(stageRequest)
-	replicas, err := c.replicas.get(tx, t.ID, c.opt.Now())
+	replicas, err := c.replicasOf(tx, t.ID)
 	if err != nil {
 		return r, err
 	}
@@ -113,7 +113,7 @@ func (c *Center) PreviewSandbox(ctx context.Context, req CreateRequest) (*Previe
 		return nil, err
 	}
 	p := &Preview{Request: req}
-	err := c.store.View(ctx, func(tx store.Tx) error {
+	err := c.glimpse(ctx, func(tx store.Tx) error {
 		r, err := c.resolve(tx, req)
 		p.Request, p.Template, p.NodeID, p.Stages = r.request, r.template, r.nodeID, r.stages
 		if r.template == nil && !isNotFound(err) {

@@ -58,7 +58,6 @@ func (c *Center) resummarise(tx store.Tx, templateID string) error {
 	if err != nil {
 		return err
 	}
-	c.replicas.drop(templateID)
 	status, lastError := summarise(t, replicas, wanted(t.Replicas))
 	if status == t.Status && lastError == t.LastError {
 		return nil

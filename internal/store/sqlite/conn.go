@@ -37,8 +37,9 @@ func (c reading) Close() error { return translate(c.Rows.Close()) }
 // conn is a write transaction as package rows sees it. A statement that is interrupted takes the whole transaction with it, the
 // work of others included. So statements run to their end, and that a caller has left is noticed between them.
 type conn struct {
-	tx     *sql.Tx
-	direct direct
+	tx      *sql.Tx
+	direct  direct
+	answers *answers
 	// Why SQLite has given the transaction up, if it has. Whatever ran after that would be committed on its own.
 	lost error
 }
@@ -49,6 +50,7 @@ func (c *conn) Exec(ctx context.Context, query string, args ...any) (int64, erro
 	if c.lost != nil {
 		return 0, c.lost
 	}
+	c.answers.writes(query)
 	result, err := c.direct.exec(context.WithoutCancel(ctx), query, args)
 	if err != nil {
 		return 0, c.failed(err)
@@ -61,6 +63,7 @@ func (c *conn) Insert(ctx context.Context, query string, args ...any) (int64, er
 	if c.lost != nil {
 		return 0, c.lost
 	}
+	c.answers.writes(query)
 	result, err := c.direct.exec(context.WithoutCancel(ctx), query, args)
 	if err != nil {
 		return 0, c.failed(err)
@@ -75,9 +78,21 @@ func (c *conn) Query(ctx context.Context, query string, args ...any) (rows.Curso
 	if c.lost != nil {
 		return nil, c.lost
 	}
+	key, err := c.answers.key(query, args)
+	if err != nil {
+		return nil, err
+	}
+	if key != "" {
+		if known := c.answers.of(key); known != nil {
+			return known, nil
+		}
+	}
 	cursor, err := c.direct.query(context.WithoutCancel(ctx), query, args)
 	if err != nil {
 		return nil, c.failed(err)
+	}
+	if key != "" {
+		c.answers.keep(key, cursor)
 	}
 	return cursor, nil
 }

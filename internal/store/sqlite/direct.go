@@ -1,6 +1,7 @@
 package sqlite
 
 import (
+	"bytes"
 	"context"
 	"database/sql"
 	"database/sql/driver"
@@ -132,7 +133,8 @@ func assign(dest any, value driver.Value) error {
 		return scanner.Scan(value)
 	}
 	if document, ok := dest.(*[]byte); ok && (value == nil || isBytes(value)) {
-		*document, _ = value.([]byte)
+		content, _ := value.([]byte)
+		*document = bytes.Clone(content) // the row may be read again
 		return nil
 	}
 	target := reflect.ValueOf(dest).Elem()

@@ -5,20 +5,39 @@ import (
 	"database/sql"
 	"errors"
 	"fmt"
-	"sync/atomic"
+	"runtime"
+	"sync"
 	"time"
 )
 
 // writer runs write transactions one after the other, and lets those that wait at the same time share one commit, since a
-// commit costs a flush of the disk and the rest costs little. Each function runs on its caller's goroutine, in a
-// savepoint of its own, so one that fails takes nothing of the others with it. Nobody returns before the commit.
+// commit costs a flush of the disk and the rest costs little. All run on one goroutine: to hand the database from one caller's to
+// the next would cost more than what most of them do with it. Each runs in a savepoint of its own, so one that fails takes nothing
+// of the others with it. Nobody returns before the commit.
 type writer struct {
 	db      *sql.DB
 	known   *statements
-	turn    chan struct{} // holds one token while somebody has the turn
-	waiting atomic.Int64  // how many wait for the turn
-	batch   *batch        // of the one who has the turn; nil when no transaction is open
+	answers *answers
 	maxAge  time.Duration // of a batch that more may join
+
+	mu      sync.Mutex
+	arrived sync.Cond // something was added to waiting, or closed was set
+	waiting []*member
+	closed  bool
+	ended   chan struct{} // closed when the goroutine has ended for good
+
+	batch *batch // the one under way, nil between two; the goroutine's alone
+}
+
+// member is one function, and what became of it.
+type member struct {
+	ctx  context.Context
+	fn   func(c *conn) error
+	done chan struct{} // closed when the rest is known
+
+	err      error
+	panicked any  // what fn panicked with
+	left     bool // fn ended its goroutine
 }
 
 // batch is one SQLite transaction with the work of one or more callers in it.
@@ -26,9 +45,7 @@ type batch struct {
 	conn  *sql.Conn
 	tx    *sql.Tx
 	began time.Time
-	size  int // functions that succeeded
-	done  chan struct{}
-	err   error // what became of the commit, once done is closed
+	in    []*member // that succeeded, and wait for the commit
 }
 
 // Bounds of a batch: what it may make the first in it wait for.
@@ -37,37 +54,102 @@ const (
 	maxBatchAge = 20 * time.Millisecond
 )
 
+var errWriterClosed = errors.New("the database has been closed")
+
 func newWriter(db *sql.DB) *writer {
-	return &writer{db: db, known: newStatements(), turn: make(chan struct{}, 1), maxAge: maxBatchAge}
+	w := &writer{db: db, known: newStatements(), answers: newAnswers(), maxAge: maxBatchAge, ended: make(chan struct{})}
+	w.arrived.L = &w.mu
+	go w.work()
+	return w
 }
 
-// do runs fn in a transaction and returns once it is committed, or rolled back because of the error returned.
+// do runs fn in a transaction and returns once it is committed, or rolled back because of the error returned. fn runs on another
+// goroutine; if it panics or ends that, so does do with its caller's.
 func (w *writer) do(ctx context.Context, fn func(c *conn) error) error {
-	b, err := w.take(ctx, fn)
-	if err != nil {
-		return err
+	m := &member{ctx: ctx, fn: fn, done: make(chan struct{})}
+	w.mu.Lock()
+	if w.closed {
+		w.mu.Unlock()
+		return errWriterClosed
 	}
-	<-b.done
-	return b.err
+	w.waiting = append(w.waiting, m)
+	w.mu.Unlock()
+	w.arrived.Signal()
+	<-m.done // also when ctx has ended: it may be committed all the same, and to leave would be to leave in doubt
+	switch {
+	case m.panicked != nil:
+		panic(m.panicked)
+	case m.left:
+		runtime.Goexit()
+	}
+	return m.err
 }
 
-// take waits for the turn, runs fn and passes the turn on. The last of those who wait commits for all. That is why nobody
-// stops waiting early, even if its ctx has ended: the one before may have left the commit to it.
-func (w *writer) take(ctx context.Context, fn func(c *conn) error) (*batch, error) {
-	w.waiting.Add(1)
-	w.turn <- struct{}{}
-	w.waiting.Add(-1)
-	defer w.pass()
-	if err := ctx.Err(); err != nil {
-		return nil, err
+// work serves batch after batch, until the writer is closed and nobody waits.
+func (w *writer) work() {
+	served := false
+	defer func() {
+		if !served { // a function has ended this goroutine: the others go on in another
+			go w.work()
+		}
+	}()
+	for more := true; more; more = w.await() {
+		w.serve() // at first what is left of the batch of the goroutine before
+	}
+	served = true
+	close(w.ended)
+}
+
+// await waits until there is something to do, and answers false when there never will be.
+func (w *writer) await() bool {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	for len(w.waiting) == 0 && !w.closed {
+		w.arrived.Wait()
+	}
+	return len(w.waiting) > 0
+}
+
+// next takes the first of those who wait; nil when there is none.
+func (w *writer) next() *member {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	if len(w.waiting) == 0 {
+		return nil
+	}
+	m := w.waiting[0]
+	w.waiting[0] = nil
+	w.waiting = w.waiting[1:]
+	return m
+}
+
+// serve runs those who wait in one transaction, and commits it when nobody waits any more, or it is full.
+func (w *writer) serve() {
+	for w.batch == nil || len(w.batch.in) < maxBatch && time.Since(w.batch.began) <= w.maxAge {
+		m := w.next()
+		if m == nil {
+			break
+		}
+		w.take(m)
+	}
+	if w.batch != nil {
+		w.end(translate(w.batch.tx.Commit()))
+	}
+}
+
+// take runs one function, in a transaction that it begins if there is none.
+func (w *writer) take(m *member) {
+	if err := m.ctx.Err(); err != nil {
+		m.end(err)
+		return
 	}
 	if w.batch == nil {
-		if err := w.begin(context.WithoutCancel(ctx)); err != nil {
-			return nil, translate(err)
+		if err := w.begin(context.WithoutCancel(m.ctx)); err != nil {
+			m.end(translate(err))
+			return
 		}
 	}
-	b := w.batch
-	return b, w.run(fn)
+	w.run(m)
 }
 
 func (w *writer) begin(ctx context.Context) error {
@@ -79,59 +161,73 @@ func (w *writer) begin(ctx context.Context) error {
 	if err != nil {
 		return errors.Join(err, conn.Close())
 	}
-	w.batch = &batch{conn: conn, tx: tx, began: time.Now(), done: make(chan struct{})}
+	w.batch = &batch{conn: conn, tx: tx, began: time.Now()}
 	return nil
 }
 
-// pass gives the turn to the next one, having committed if there is nobody to leave that to, or the batch is full.
-func (w *writer) pass() {
-	if b := w.batch; b != nil && (w.waiting.Load() == 0 || b.size >= maxBatch || time.Since(b.began) > w.maxAge) {
-		w.end(translate(b.tx.Commit()))
-	}
-	<-w.turn
-}
-
-// end closes the batch with what became of it.
+// end closes the batch and tells those in it what became of it.
 func (w *writer) end(err error) {
-	w.batch.err = errors.Join(err, w.batch.conn.Close()) // back to the pool
-	close(w.batch.done)
+	b := w.batch
 	w.batch = nil
+	if err != nil {
+		w.answers.forget()
+	}
+	err = errors.Join(err, b.conn.Close()) // back to the pool
+	for _, m := range b.in {
+		m.end(err)
+	}
 }
 
-// run runs fn inside the batch, and takes what it did back when it fails, panics or ends its goroutine.
-func (w *writer) run(fn func(c *conn) error) (err error) {
+func (m *member) end(err error) {
+	m.err = err
+	close(m.done)
+}
+
+// run runs a function inside the batch, and takes what it did back when it fails, panics or ends its goroutine. One that
+// succeeds is told with the commit.
+func (w *writer) run(m *member) {
 	b := w.batch
-	c := &conn{tx: b.tx, direct: direct{b.conn, w.known}}
-	alone := b.size == 0 // then the transaction itself will do for a savepoint
+	c := &conn{tx: b.tx, direct: direct{b.conn, w.known}, answers: w.answers}
+	alone := len(b.in) == 0 // then the transaction itself will do for a savepoint
 	if !alone {
 		if _, err := c.Exec(context.Background(), "SAVEPOINT member"); err != nil {
-			return w.abandon(err)
+			m.end(w.abandon(err))
+			return
 		}
 	}
+	var err error
 	finished := false
 	defer func() {
+		if !finished || err != nil {
+			w.answers.forget() // they may be of what is taken back
+		}
+		if !finished {
+			m.panicked = recover() // nil when the goroutine is being ended
+			m.left = m.panicked == nil
+		}
 		switch {
 		case c.lost != nil:
 			err = errors.Join(err, w.abandon(c.lost))
 		case finished && err == nil:
 			if !alone {
-				if _, releaseErr := c.Exec(context.Background(), "RELEASE member"); releaseErr != nil {
-					err = w.abandon(releaseErr)
-					return
+				if _, err = c.Exec(context.Background(), "RELEASE member"); err != nil {
+					err = w.abandon(err)
+					break
 				}
 			}
-			b.size++
+			b.in = append(b.in, m)
+			return
 		case alone:
-			w.end(b.tx.Rollback())
+			w.end(translate(b.tx.Rollback()))
 		default:
-			if _, undoErr := b.tx.Exec("ROLLBACK TO member; RELEASE member"); undoErr != nil {
-				err = errors.Join(err, w.abandon(undoErr))
+			if _, undo := b.tx.Exec("ROLLBACK TO member; RELEASE member"); undo != nil {
+				err = errors.Join(err, w.abandon(undo))
 			}
 		}
+		m.end(err)
 	}()
-	err = fn(c)
+	err = m.fn(c)
 	finished = true
-	return err
 }
 
 // abandon gives the whole batch up: SQLite has rolled it back, or its state is unknown.
@@ -144,9 +240,12 @@ func (w *writer) abandon(cause error) error {
 	return cause
 }
 
-// close waits for its turn, and lets go of what was compiled.
+// close waits for all who wait, and lets go of what was compiled.
 func (w *writer) close() error {
-	w.turn <- struct{}{}
-	defer func() { <-w.turn }()
+	w.mu.Lock()
+	w.closed = true
+	w.mu.Unlock()
+	w.arrived.Signal()
+	<-w.ended
 	return w.known.close()
 }

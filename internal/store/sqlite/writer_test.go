@@ -130,7 +130,13 @@ func TestSharedCommit(t *testing.T) {
 			})
 		})
 	}
-	for s.writer.waiting.Load() < int64(len(results)-1) {
+	for {
+		s.writer.mu.Lock()
+		waiting := len(s.writer.waiting)
+		s.writer.mu.Unlock()
+		if waiting == len(results)-1 {
+			break
+		}
 		runtime.Gosched()
 	}
 	close(others)
