@@ -72,20 +72,18 @@ func (h *Handle) begin(ctx context.Context, s setup) error {
 	select {
 	case <-h.ready:
 	case <-h.done:
-		return h.Err()
 	case <-ctx.Done():
 		return ctx.Err()
 	}
-	select {
-	case <-h.done:
-		return h.Err()
-	default:
-		return writeErr
+	// Err waits for who closed ready, and done perhaps.
+	if err := h.Err(); err != nil {
+		return err
 	}
+	return writeErr
 }
 
-// Adopt takes over the pager that an earlier process of the server started with the same cfg. It fails with
-// spore.CodeNotFound when none lives; its VM, if that lives, must be ended.
+// Adopt takes over the pager that an earlier process of the server started with the same cfg. Done of one that has failed is
+// closed from the start. It fails with spore.CodeNotFound when none lives; its VM, if that lives, must be ended.
 func Adopt(ctx context.Context, cfg Config) (*Handle, error) {
 	cfg, err := cfg.withDefaults()
 	if err != nil {
@@ -114,6 +112,9 @@ func Adopt(ctx context.Context, cfg Config) (*Handle, error) {
 	case <-h.ready:
 		return h, nil
 	case <-h.done:
+		if h.isReady() {
+			return h, nil // it failed before, and says so
+		}
 		return nil, spore.Errorf(spore.CodeNotFound, "the page server in %s has just ended", cfg.Dir).WithCause(h.Err())
 	case <-ctx.Done():
 		return nil, errors.Join(ctx.Err(), h.Release())
@@ -166,6 +167,9 @@ func (h *Handle) follow(ended <-chan struct{}, gone chan<- struct{}) {
 				status = s.String()
 			}
 		}
+		if err := h.pidfd.Close(); err != nil && !errors.Is(err, os.ErrClosed) {
+			h.cfg.Logger.Warn("end of a page server", "vm", h.cfg.ID, "error", err)
+		}
 		how <- status
 		// What it said before it ended is still there to read. If something holds the connection open, that is all.
 		if err := h.conn.SetReadDeadline(time.Now().Add(time.Second)); err != nil && !errors.Is(err, net.ErrClosed) {
@@ -210,27 +214,20 @@ func (h *Handle) follow(ended <-chan struct{}, gone chan<- struct{}) {
 func (h *Handle) hear(r report) {
 	switch r.Kind {
 	case reportState:
-		switch r.State {
-		case stateServing:
-			h.mu.Lock()
-			h.serving = true
-			h.mu.Unlock()
-		case stateFailed:
-			err := spore.Errorf(spore.CodeInternal, "the page server failed and does not say why")
-			if r.Failure != nil {
-				h.finish(r.Failure.err())
-			} else {
-				h.finish(err)
-			}
-		case stateEnded:
-			h.finish(nil)
-		}
 		h.mu.Lock()
 		defer h.mu.Unlock()
-		select {
-		case <-h.ready:
-		default:
+		if !h.isReady() {
 			close(h.ready)
+		}
+		switch {
+		case r.State == stateServing:
+			h.serving = true
+		case r.State == stateFailed && r.Failure != nil:
+			h.finishLocked(r.Failure.err())
+		case r.State == stateFailed:
+			h.finishLocked(spore.Errorf(spore.CodeInternal, "the page server failed and does not say why"))
+		case r.State == stateEnded:
+			h.finishLocked(nil)
 		}
 	case reportRecorded:
 		if h.cfg.HotSet != "" {
@@ -249,6 +246,10 @@ func (h *Handle) hear(r report) {
 func (h *Handle) finish(err error) {
 	h.mu.Lock()
 	defer h.mu.Unlock()
+	h.finishLocked(err)
+}
+
+func (h *Handle) finishLocked(err error) {
 	if h.finished {
 		return
 	}
@@ -357,12 +358,13 @@ const stopGrace = 2 * time.Second
 
 // kill ends the process and lets go of it.
 func (h *Handle) kill() error {
-	err := killProcess(h.pidfd)
-	if errors.Is(err, os.ErrClosed) {
-		err = nil // by an earlier call
-	}
-	if err == nil {
-		<-h.gone
+	var err error
+	if !h.isGone() {
+		if err = killProcess(h.pidfd); err == nil {
+			<-h.gone
+		} else if h.isGone() {
+			err = nil // by itself, meanwhile
+		}
 	}
 	h.mu.Lock()
 	h.stopping = true
@@ -380,16 +382,26 @@ func (h *Handle) Release() error {
 }
 
 func (h *Handle) letGo() error {
-	err := h.conn.Close()
-	if errors.Is(err, net.ErrClosed) {
-		err = nil
+	errs := []error{h.conn.Close()}
+	if h.child == nil { // a child is still waited for, so that it leaves no zombie
+		errs = append(errs, h.pidfd.Close())
 	}
-	if h.child == nil || h.isGone() {
-		if e := h.pidfd.Close(); !errors.Is(e, os.ErrClosed) {
-			err = errors.Join(err, e)
+	for i, err := range errs {
+		if errors.Is(err, os.ErrClosed) || errors.Is(err, net.ErrClosed) {
+			errs[i] = nil
 		}
-	} // A child is still waited for, so that it leaves no zombie.
-	return err
+	}
+	return errors.Join(errs...)
+}
+
+// isReady is sure to be true after Done, if the pager reported its state at all.
+func (h *Handle) isReady() bool {
+	select {
+	case <-h.ready:
+		return true
+	default:
+		return false
+	}
 }
 
 func (h *Handle) isGone() bool {

@@ -66,6 +66,10 @@ func (s *file) Run(off int64, p []byte) (int64, bool, error) {
 	data, err := unix.Seek(int(s.f.Fd()), off, unix.SEEK_DATA)
 	switch {
 	case errors.Is(err, unix.ENXIO):
+		// A hole to the end; or the end came before, where nothing may be made up.
+		if st, err := s.f.Stat(); err != nil || st.Size() != s.size {
+			return 0, false, Damaged(s.name, errors.Join(errors.New("it has become shorter"), err))
+		}
 		return s.size - off, true, nil
 	case err == nil && data-data%vmm.PageSize > off:
 		return data - data%vmm.PageSize - off, true, nil
