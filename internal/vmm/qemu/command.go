@@ -31,9 +31,9 @@ type launch struct {
 	platform platform
 	cfg      vmm.Config
 	thaw     bool
-	uid      int            // -1: stay
-	files    []string       // names of the listening sockets that follow stdin, stdout and stderr, in order; then comes the NIC's cable
-	foreign  map[string]int // descriptors of the drives that belong to the caller, by id
+	uid      int                  // -1: stay
+	files    []string             // names of the listening sockets that follow stdin, stdout and stderr, in order; then comes the NIC's cable
+	drives   map[string]openDrive // by id
 }
 
 // args is QEMU's command line. Every file has a fixed name in the working directory; see workdir.
@@ -92,7 +92,7 @@ func (l launch) args() []string {
 		a = append(a, nicArgs(*cfg.NIC, 3+len(l.files))...)
 	}
 	for i, d := range cfg.Drives {
-		a = append(a, driveArgs(i, d, l.foreign[d.ID])...)
+		a = append(a, driveArgs(i, d, l.drives[d.ID])...)
 	}
 	return a
 }

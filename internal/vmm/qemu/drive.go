@@ -28,15 +28,25 @@ const foreignSets = 1 << 20
 
 func throttleName(id string) string { return "limit-" + id }
 
-// driveArgs is the part of the command line about one drive. fd is its open file, for a foreign one.
-func driveArgs(i int, d vmm.Drive, fd int) []string {
+// openDrive is what a drive turned out to be.
+type openDrive struct {
+	fd     int  // of a foreign one, in QEMU's process
+	device bool // a block device
+}
+
+// driveArgs is the part of the command line about one drive.
+func driveArgs(i int, d vmm.Drive, o openDrive) []string {
 	var a []string
 	name := driveName(d.ID)
 	if d.Foreign {
 		name = fmt.Sprintf("/dev/fdset/%d", foreignSets+i)
-		a = append(a, "-add-fd", fmt.Sprintf("fd=%d,set=%d", fd, foreignSets+i))
+		a = append(a, "-add-fd", fmt.Sprintf("fd=%d,set=%d", o.fd, foreignSets+i))
 	}
-	file := "driver=file,node-name=file-" + d.ID + ",filename=" + name
+	driver := "file"
+	if o.device {
+		driver = "host_device"
+	}
+	file := "driver=" + driver + ",node-name=file-" + d.ID + ",filename=" + name
 	raw := "driver=raw,node-name=raw-" + d.ID + ",file=file-" + d.ID
 	throttle := "driver=throttle,node-name=" + d.ID + ",file=raw-" + d.ID + ",throttle-group=" + throttleName(d.ID)
 	switch {
@@ -123,37 +133,41 @@ func (m *machine) LimitDrive(ctx context.Context, id string, l vmm.DriveLimits) 
 	return m.settle(err)
 }
 
-// openForeign opens the drives that belong to the caller. The checks are made on what was opened, and that is what QEMU gets: a
-// path that changes in between leads nowhere else.
-func openForeign(cfg vmm.Config, s shape) (files []*os.File, err error) {
-	defer func() {
-		if err != nil {
-			for _, f := range files {
-				f.Close()
-			}
-			files = nil
-		}
-	}()
+// openDrives looks at the drives, and opens those that belong to the caller. The checks are made on what was opened, and that is
+// what QEMU gets, as the descriptors from first on: a path that changes in between leads nowhere else. The caller closes the files,
+// on error too.
+func openDrives(cfg vmm.Config, s shape, first int) (drives map[string]openDrive, files []*os.File, err error) {
+	drives = map[string]openDrive{}
 	for i, d := range cfg.Drives {
 		if !d.Foreign {
+			fi, err := os.Stat(d.Path)
+			if err != nil {
+				return nil, files, fmt.Errorf("qemu: %w", err)
+			}
+			drives[d.ID] = openDrive{device: !fi.Mode().IsRegular()}
 			continue
 		}
 		f, size, err := foreign.Open(d.Path, d.ReadOnly)
 		if err != nil {
-			return files, err
+			return nil, files, err
 		}
 		files = append(files, f)
 		if size != s.Drives[i].Size {
-			return files, spore.Errorf(spore.CodeConflict, "the size of %s changed while the VM was started", d.Path)
+			return nil, files, spore.Errorf(spore.CodeConflict, "the size of %s changed while the VM was started", d.Path)
 		}
+		fi, err := f.Stat()
+		if err != nil {
+			return nil, files, fmt.Errorf("qemu: %w", err)
+		}
+		drives[d.ID] = openDrive{fd: first + len(files) - 1, device: !fi.Mode().IsRegular()}
 	}
-	return files, nil
+	return drives, files, nil
 }
 
 // lockForm finds, in what QEMU says, the drive that another process holds. Locks are taken as a node is made, as the device is
-// put on it, or as the guest is set going.
+// put on it, or, with no word of which drive, as the guest is set going.
 var (
-	lockForm = regexp.MustCompile(`Failed to get "?[a-z ]+"? lock`)
+	lockForm = regexp.MustCompile(`Failed to get (?:shared )?"[a-z ]+" lock`)
 	nodeForm = regexp.MustCompile(`(?:node-name=|drive=|Could not open |node ')(?:file-|raw-)?([a-z][a-z0-9]{0,19})\b`)
 )
 
@@ -162,15 +176,28 @@ func lockRefusal(words string, drives []vmm.Drive) *spore.Error {
 	if !lockForm.MatchString(words) {
 		return nil
 	}
-	path, field := "a drive of the VM", "drives"
+	named := map[string]bool{}
 	for _, m := range nodeForm.FindAllStringSubmatch(words, -1) {
-		for _, d := range drives {
-			if d.ID == m[1] {
-				path = d.Path
-				if d.Foreign {
-					field = foreign.Field
-				}
-			}
+		named[m[1]] = true
+	}
+	var suspects []vmm.Drive
+	for _, d := range drives {
+		locked := d.Foreign || !d.ReadOnly
+		if named[d.ID] {
+			suspects = []vmm.Drive{d}
+			break
+		}
+		if locked {
+			suspects = append(suspects, d)
+		}
+	}
+	path, field := "a drive of the VM", "drives"
+	if len(suspects) == 1 {
+		path = suspects[0].Path
+	}
+	for _, d := range suspects {
+		if d.Foreign { // nobody else has to do with the VM's own
+			field = foreign.Field
 		}
 	}
 	e := spore.Errorf(spore.CodeInUse, "%s is in use by another VM or process", path).WithHint("a disk that is written belongs to one sandbox at a time")

@@ -172,17 +172,12 @@ func (m *machine) spawn(l launch) (err error) {
 			passed = append(passed, cable)
 		}
 	}
-	files, err := openForeign(m.cfg, m.shape)
+	drives, files, err := openDrives(m.cfg, m.shape, 3+len(passed))
+	passed = append(passed, files...)
 	if err != nil {
 		return err
 	}
-	l.foreign = map[string]int{}
-	for _, d := range m.cfg.Drives {
-		if d.Foreign {
-			l.foreign[d.ID] = 3 + len(passed)
-			passed, files = append(passed, files[0]), files[1:]
-		}
-	}
+	l.drives = drives
 	if err := m.connect(); err != nil {
 		return err
 	}
