@@ -178,7 +178,7 @@ directory that --data or SPORE_DATA names, or at ` + client.DefaultURL + `.`,
 	root.RegisterFlagCompletionFunc("output", words("table", "wide", "json"))
 	root.CompletionOptions.HiddenDefaultCmd = true
 	root.AddCommand(
-		a.serveCommand(), a.doctorCommand(), a.kernelCommand(), a.templateCommand(), a.runCommand(), a.sandboxCommand(), a.snapshotCommand(),
+		a.serveCommand(), a.doctorCommand(), a.kernelCommand(), a.templateCommand(), a.runCommand(), a.sandboxCommand(), a.portCommand(), a.snapshotCommand(),
 		a.forkCommand(), a.rollbackCommand(), a.aliasCommand(), a.aliasSet("tag"), a.log("spore log"), a.diffCommand(), a.jobCommand(), a.operationCommand(),
 		a.artifactCommand(), a.compatCommand(), a.nodeCommand(), a.benchCommand(), a.fsckCommand(), a.gcCommand(), a.explainCommand(), a.metricsCommand(),
 		a.completionCommand(), a.versionCommand(),

@@ -4,6 +4,7 @@ import (
 	"context"
 	"io"
 	"net/http"
+	"net/netip"
 	"os"
 	"os/exec"
 	"path/filepath"
@@ -13,6 +14,7 @@ import (
 
 	"github.com/creack/pty"
 
+	"github.com/sporevm/spore"
 	"github.com/sporevm/spore/internal/cli"
 	"github.com/sporevm/spore/internal/gateway/gatewaytest"
 )
@@ -348,7 +350,7 @@ type roundTrip func(*http.Request) (*http.Response, error)
 func (f roundTrip) RoundTrip(r *http.Request) (*http.Response, error) { return f(r) }
 
 func FuzzParsers(f *testing.F) {
-	for _, seed := range []string{"512", "2G", "1TiB", "-1", "9999999999T", "", "G", ":80/x", "/x", ":0/", "a 'b c' \"d", "s1:/x", "./a:b", "\x1b[2J", "70,85,95", "0,1,200", "30d", "36h", "99999999999d", "500GiB", "9EB", "zone=a disk-", "-", "="} {
+	for _, seed := range []string{"512", "2G", "1TiB", "-1", "9999999999T", "", "G", ":80/x", "/x", ":0/", "a 'b c' \"d", "s1:/x", "./a:b", "\x1b[2J", "70,85,95", "0,1,200", "30d", "36h", "99999999999d", "500GiB", "9EB", "zone=a disk-", "-", "=", "8080:80", "0.0.0.0:1:2", "[::1]:1:2", "80", "::", "[]:1:2", "1:2:3:4"} {
 		f.Add(seed)
 	}
 	f.Fuzz(func(t *testing.T, in string) {
@@ -384,6 +386,16 @@ func FuzzParsers(f *testing.F) {
 				if _, both := set[key]; both || key == "" {
 					t.Errorf("%q sets %v and takes away %v", in, set, unset)
 				}
+			}
+		}
+		if p, err := cli.ParsePublish(in); err == nil {
+			if spore.ValidatePorts([]spore.PortForward{{HostAddress: p.HostAddress, HostPort: p.HostPort, GuestPort: p.GuestPort}}) != nil {
+				t.Errorf("%q publishes %+v", in, p)
+			}
+		}
+		if address, port, err := cli.ParsePlace(in); err == nil {
+			if _, bad := netip.ParseAddr(address); port < 1 || port > 65535 || address != "" && bad != nil {
+				t.Errorf("%q is port %d of %q", in, port, address)
 			}
 		}
 		if clean := cli.Printable(in, false); strings.ContainsAny(clean, "\x1b\n\r\x07") {

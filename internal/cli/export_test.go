@@ -24,6 +24,8 @@ var (
 	ParseAge           = parseAge
 	ParseQuota         = parseQuota
 	LabelArgs          = labelArgs
+	ParsePublish       = parsePublish
+	ParsePlace         = parsePlace
 )
 
 // Lineage answers what the log shows of entries.

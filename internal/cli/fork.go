@@ -16,12 +16,13 @@ func (a *app) forkCommand() *cobra.Command {
 	var count int
 	var life lifeFlags
 	var env, labels mapFlag
+	var wiring wiringFlags
 	env.fromEnv = a.Getenv
 	cmd := &cobra.Command{
 		Use:   "fork SANDBOX|SNAPSHOT",
 		Short: "Start sandboxes that go on from where a sandbox or a snapshot stands",
 		Long: `Start sandboxes that go on from where a running sandbox or a snapshot stands. A fork that fails does not stop the
-others; the exit code is then 1.`,
+others; the exit code is then 1. Each publishes its ports at places of its own: those of the original belong to that.`,
 		Example:           "  spore fork s0a1b2c3d4e5f60718293 -n 4\n  spore fork before-upgrade --ttl 10m -q",
 		Args:              exactly(1),
 		ValidArgsFunction: a.complete(both(sandboxes, snapshots), nothing),
@@ -37,6 +38,7 @@ others; the exit code is then 1.`,
 				forks, err = makeOrUndo(ctx, func(ctx context.Context) ([]api.ForkResult, error) {
 					return c.Fork(ctx, api.ForkRequest{
 						Source: args[0], Count: count, TTLSeconds: client.Seconds(life.ttl), OnEnd: spore.EndAction(life.onEnd), Env: env.values, Labels: labels.values,
+						Network: wiring.network(cmd), Ports: wiring.ports.list, Limits: wiring.limits,
 					})
 				}, endForks(c))
 				return err
@@ -51,6 +53,7 @@ others; the exit code is then 1.`,
 	cmd.Flags().VarP(&env, "env", "e", "environment of every process: KEY=VALUE, or KEY for the value it has here")
 	cmd.Flags().Var(&labels, "label", "label to attach: KEY=VALUE")
 	life.add(cmd)
+	wiring.add(cmd)
 	return cmd
 }
 

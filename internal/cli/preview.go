@@ -69,7 +69,8 @@ func (a *app) printPreview(p *api.Preview) error {
 		if r.TTLSeconds > 0 {
 			ttl = (time.Duration(r.TTLSeconds) * time.Second).String()
 		}
-		lines = append(lines, detail{"time to live", ttl}, detail{"on end", string(r.OnEnd)}, detail{"labels", pairs(r.Labels)}, detail{"env", strings.Join(sortedKeys(r.Env), ",")})
+		lines = append(lines, detail{"time to live", ttl}, detail{"on end", string(r.OnEnd)}, detail{"labels", pairs(r.Labels)}, detail{"env", strings.Join(sortedKeys(r.Env), ",")},
+			detail{"network", networkWords(r.Network)}, detail{"ports", toPublish(r.Ports)}, detail{"limits", limitWords(r.Limits)}, detail{"disks", diskWords(r.Disks)})
 	}
 	lines = append(lines, detail{"would run on", p.NodeID})
 	for _, s := range p.Stages {

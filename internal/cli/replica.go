@@ -157,7 +157,7 @@ func (a *app) templateNodes() *cobra.Command {
 // redo makes the redo command of templates or of snapshots.
 func (a *app) redo(kind string, complete completer) *cobra.Command {
 	var nodeIDs []string
-	var failedOnly, wait, detach bool
+	var failedOnly, wait, detach, network bool
 	cmd := &cobra.Command{
 		Use:   "redo REF",
 		Short: "Make the replicas of a " + kind + " again",
@@ -176,7 +176,7 @@ serving, also when the redo fails. Progress is shown until it is done, unless --
 					return err
 				}
 			}
-			j, err := c.RedoTemplate(making(cmd.Context()), args[0], api.RedoRequest{Mode: redoMode(failedOnly, nodeIDs), Nodes: nodeIDs})
+			j, err := c.RedoTemplate(making(cmd.Context()), args[0], api.RedoRequest{Mode: redoMode(failedOnly, nodeIDs), Nodes: nodeIDs, AddNetwork: network})
 			if err != nil {
 				return err
 			}
@@ -194,6 +194,7 @@ serving, also when the redo fails. Progress is shown until it is done, unless --
 	}
 	cmd.Flags().StringArrayVar(&nodeIDs, "node", nil, "only on this node; may be given several times")
 	cmd.Flags().BoolVar(&failedOnly, "failed-only", false, "only replicas that failed or must be cleaned")
+	cmd.Flags().BoolVar(&network, "network", false, "give it a network device, so that its sandboxes can be connected")
 	cmd.Flags().BoolVar(&wait, "wait", false, "wait until it is done, which is what happens anyway")
 	cmd.Flags().BoolVarP(&detach, "detach", "d", false, "do not wait until it is done")
 	cmd.RegisterFlagCompletionFunc("node", a.complete(nodes))

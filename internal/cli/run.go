@@ -25,6 +25,7 @@ func (a *app) runCommand() *cobra.Command {
 	var f execFlags
 	var life lifeFlags
 	var where whereFlags
+	var wiring wiringFlags
 	var labels mapFlag
 	var keep bool
 	cmd := &cobra.Command{
@@ -36,7 +37,7 @@ image's own entrypoint and command are run.
 The exit code is the command's; 125 when Spore failed, 126 when the command cannot be run, 127 when there is none.
 Signals are passed on to the command; the third interrupt kills it. However run ends, the sandbox goes with it,
 unless --keep is given.`,
-		Example:           "  spore run python -- python3 -c 'print(6*7)'\n  spore run -it python\n  spore run --keep --ttl 1h web",
+		Example:           "  spore run python -- python3 -c 'print(6*7)'\n  spore run -it python\n  spore run --keep --ttl 1h -p 8080:80 web",
 		Args:              atLeast(1),
 		ValidArgsFunction: a.complete(templates, nil),
 		RunE: a.runRaw(func(cmd *cobra.Command, args []string) error {
@@ -52,12 +53,15 @@ unless --keep is given.`,
 			}
 			args = dashes(args)
 			r := &running{app: a, c: c, flags: &f, life: life, where: where, labels: labels.values, keep: keep}
+			r.network, r.wiring = wiring.network(cmd), wiring
 			return r.run(cmd.Context(), args[0], args[1:])
 		}),
 	}
 	f.add(cmd, a)
 	life.add(cmd)
 	where.add(cmd, a)
+	wiring.add(cmd)
+	wiring.addDisks(cmd)
 	cmd.Flags().Var(&labels, "label", "label to attach: KEY=VALUE")
 	cmd.Flags().BoolVar(&keep, "keep", false, "keep the sandbox when the command has ended, and print its id")
 	return cmd
@@ -72,6 +76,9 @@ type running struct {
 	where  whereFlags
 	labels map[string]string
 	keep   bool
+
+	network api.Network
+	wiring  wiringFlags
 }
 
 func (r *running) run(ctx context.Context, template string, words []string) (err error) {
@@ -109,6 +116,7 @@ func (r *running) ownCommand(ctx context.Context, template string) ([]string, er
 func (r *running) create(ctx context.Context, template string, signals <-chan os.Signal) (*api.Sandbox, error) {
 	req := api.CreateRequest{
 		Template: template, Env: r.flags.env.values, Labels: r.labels, OnEnd: spore.EndAction(r.life.onEnd), Nodes: r.where.nodes, PreferredNode: r.where.prefer,
+		Network: r.network, Ports: r.wiring.ports.list, Limits: r.wiring.limits, Disks: r.wiring.disks.list,
 	}
 	if req.TTLSeconds = client.Seconds(r.life.ttl); !r.keep && (r.life.ttl == 0 || r.life.ttl > lease) {
 		req.TTLSeconds = client.Seconds(lease)

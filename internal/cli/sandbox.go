@@ -29,6 +29,9 @@ func (a *app) sandboxView() view[api.Sandbox] {
 			{"ends in", false, func(s api.Sandbox) string { return a.left(s.EndsAt) }},
 			{"on end", true, func(s api.Sandbox) string { return string(s.OnEnd) }},
 			{"node", true, func(s api.Sandbox) string { return s.NodeID }},
+			{"network", true, func(s api.Sandbox) string { return string(s.Network.Mode) }},
+			{"ports", true, func(s api.Sandbox) string { return published(s.Ports) }},
+			{"limits", true, func(s api.Sandbox) string { return limitWords(s.Limits) }},
 			{"labels", true, func(s api.Sandbox) string { return pairs(s.Labels) }},
 			{"reason", true, func(s api.Sandbox) string { return s.StateReason }},
 		},
@@ -44,6 +47,7 @@ func sandboxDetails(s *api.Sandbox) []detail {
 		{"id", s.ID}, {"state", string(s.State)}, {"reason", s.StateReason}, {"template", s.TemplateID}, {"node", s.NodeID},
 		{"generation", fmt.Sprint(s.Generation)}, {"vcpus", fmt.Sprint(s.VCPUs)}, {"memory", mib(s.MemoryMiB)}, {"disk", mib(s.DiskMiB)},
 		{"labels", pairs(s.Labels)}, {"env", strings.Join(sortedKeys(s.Env), ",")}, {"booted cold", yes(s.Cold)},
+		{"network", networkWords(s.Network)}, {"ports", published(s.Ports)}, {"limits", limitWords(s.Limits)}, {"disks", diskWords(s.Disks)},
 		{"created", stamp(s.CreatedAt)}, {"updated", stamp(s.UpdatedAt)}, {"ends", ends}, {"on end", string(s.OnEnd)},
 	}
 }
@@ -51,7 +55,7 @@ func sandboxDetails(s *api.Sandbox) []detail {
 func (a *app) sandboxCommand() *cobra.Command {
 	return newGroup("sandbox", "Start, use and end microVMs", `  spore sandbox create python --ttl 1h
   spore sandbox exec -it s0a1b2c3d4e5f60718293 sh`,
-		a.sandboxCreate(), a.sandboxList(), a.sandboxShow(), a.sandboxRemove(), a.sandboxPause(), a.sandboxResume(), a.sandboxExtend(),
+		a.sandboxCreate(), a.sandboxList(), a.sandboxShow(), a.sandboxRemove(), a.sandboxPause(), a.sandboxResume(), a.sandboxExtend(), a.sandboxSet(),
 		a.sandboxExec(), a.sandboxCopy(), a.sandboxLogs(), a.sandboxRefs())
 }
 
@@ -59,6 +63,7 @@ func (a *app) sandboxCreate() *cobra.Command {
 	var life lifeFlags
 	var where whereFlags
 	var env, labels mapFlag
+	var wiring wiringFlags
 	var preview bool
 	env.fromEnv = a.Getenv
 	cmd := &cobra.Command{
@@ -67,7 +72,9 @@ func (a *app) sandboxCreate() *cobra.Command {
 		Long: `Start a sandbox from a template or a snapshot. What the template keeps for its sandboxes holds where nothing else is
 asked for. With --preview nothing is started: it is shown what would be asked for in all, on which node the sandbox would
 run, and why not on others.`,
-		Example:           "  spore sandbox create python --ttl 1h --on-end pause -e TOKEN\n  spore sandbox create python --preview --prefer-node node-2",
+		Example: `  spore sandbox create python --ttl 1h --on-end pause -e TOKEN
+  spore sandbox create web -p 8080:80 --network user --internet off --allow-domain example.com
+  spore sandbox create python --preview --prefer-node node-2`,
 		Args:              exactly(1),
 		ValidArgsFunction: a.complete(templates, nothing),
 		RunE: a.with(func(cmd *cobra.Command, c *client.Client, args []string) error {
@@ -77,6 +84,7 @@ run, and why not on others.`,
 			req := api.CreateRequest{
 				Template: args[0], TTLSeconds: client.Seconds(life.ttl), OnEnd: spore.EndAction(life.onEnd), Env: env.values, Labels: labels.values,
 				Nodes: where.nodes, PreferredNode: where.prefer,
+				Network: wiring.network(cmd), Ports: wiring.ports.list, Limits: wiring.limits, Disks: wiring.disks.list,
 			}
 			if preview {
 				return a.preview(cmd.Context(), c, req)
@@ -98,6 +106,8 @@ run, and why not on others.`,
 	cmd.Flags().BoolVar(&preview, "preview", false, "start nothing; only say what would happen")
 	life.add(cmd)
 	where.add(cmd, a)
+	wiring.add(cmd)
+	wiring.addDisks(cmd)
 	return cmd
 }
 

@@ -57,7 +57,7 @@ func (a *app) templateDetails(t *api.Template) []detail {
 		{"kernel", t.KernelID}, {"engine", t.Engine}, {"version", t.Version}, {"storage", t.StorageBackend}, {"egress CA", ca},
 		{"vcpus", fmt.Sprint(t.VCPUs)}, {"memory", mib(t.MemoryMiB)}, {"disk", mib(t.DiskMiB)}, {"entrypoint", commandLine(t.Process.Entrypoint...)},
 		{"command", commandLine(t.Process.Cmd...)}, {"env", strings.Join(t.Process.Env, "\n")}, {"user", t.Process.User}, {"workdir", t.Process.WorkDir},
-		{"ready when", readiness(t.Readiness)}, {"parent", t.ParentID}, {"origin", t.OriginSandbox}, {"origin node", t.OriginNode}, {"ephemeral", ephemeral},
+		{"ready when", readiness(t.Readiness)}, {"network device", yes(t.NIC)}, {"parent", t.ParentID}, {"origin", t.OriginSandbox}, {"origin node", t.OriginNode}, {"ephemeral", ephemeral},
 		{"retain", yes(t.Retain)}, {"memory kept", size(t.MemoryBytes)}, {"disk kept", size(t.DiskBytes)}, {"rootfs", rootfsSize(t)},
 		{"created", stamp(t.CreatedAt)}, {"updated", stamp(t.UpdatedAt)},
 	}, a.standing(t)...)

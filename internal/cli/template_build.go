@@ -38,7 +38,8 @@ machine. The build waits and shows its progress unless --detach is given; Ctrl-C
 it made.
 
 The --default flags are what sandboxes inherit; what a create asks for comes on top. With --tag an alias points at
-the template as soon as it is ready.`,
+the template as soon as it is ready. With --network the template gets a network device, without which its sandboxes cannot be
+connected, and that is how they are connected unless they ask for something else.`,
 		Example: `  spore template build python --image docker.io/library/python:3.12-slim
   spore template build web --image oci-archive:web.tar --ready-http :8080/healthz --memory 1G
   spore template build app --image app:1 --ready-cmd 'test -e /run/ready' --label team=red
@@ -51,6 +52,9 @@ the template as soon as it is ready.`,
 				return err
 			}
 			req.Replicas, req.CompatPolicy, req.Defaults = place.replicas(), place.policy.policy, defaults.request()
+			if n := defaults.wiring.network(cmd); n != (api.Network{}) {
+				req.Network = &n
+			}
 			var err error
 			if req.Image, err = imageRef(req.Image); err != nil {
 				return err
@@ -149,18 +153,23 @@ func checkTags(cmd *cobra.Command, tags []string, detach bool) error {
 type defaultsFlags struct {
 	life        lifeFlags
 	env, labels mapFlag
+	wiring      wiringFlags
 }
 
 func (f *defaultsFlags) add(cmd *cobra.Command) {
 	flags := cmd.Flags()
 	flags.Var(&f.env, "default-env", "environment of sandboxes: KEY=VALUE, or KEY for the value it has here")
 	flags.Var(&f.labels, "default-label", "label of sandboxes: KEY=VALUE")
-	f.life.prefix = "default-"
+	f.life.prefix, f.wiring.prefix = "default-", "default-"
+	f.wiring.add(cmd)
 	f.life.describe(cmd, "time to live of sandboxes that ask for none, such as 2h", "what happens to those when the time is up: kill or pause")
 }
 
 func (f *defaultsFlags) request() api.CreateDefaults {
-	return api.CreateDefaults{TTLSeconds: client.Seconds(f.life.ttl), OnEnd: spore.EndAction(f.life.onEnd), Env: f.env.values, Labels: f.labels.values}
+	return api.CreateDefaults{
+		TTLSeconds: client.Seconds(f.life.ttl), OnEnd: spore.EndAction(f.life.onEnd), Env: f.env.values, Labels: f.labels.values,
+		Ports: f.wiring.ports.list, Limits: f.wiring.limits,
+	}
 }
 
 // built waits for a template that is being made, and prints it. When ctx ends first, the template goes.
