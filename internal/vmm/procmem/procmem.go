@@ -83,6 +83,11 @@ func (m *Memory) attach(path string, fi os.FileInfo) error {
 		}
 		return err
 	}
+	return m.open()
+}
+
+// open opens the process's memory, once it is known where in it the RAM is.
+func (m *Memory) open() (err error) {
 	// Both files are bound to the address space at open, so they can never show another process that took the pid.
 	if m.pagemap, err = os.Open(fmt.Sprintf("/proc/%d/pagemap", m.pid)); err != nil {
 		return m.explain("open the page map", err)

@@ -1,0 +1,57 @@
+package firecracker
+
+import (
+	"context"
+	"math"
+
+	spore "github.com/sporevm/spore"
+	"github.com/sporevm/spore/internal/vmm"
+)
+
+var _ vmm.Throttler = (*machine)(nil)
+
+func checkLimits(l vmm.DriveLimits) error {
+	if l.BytesPerSecond < 0 || l.OpsPerSecond < 0 || l.BytesPerSecond > math.MaxInt64/2 || l.OpsPerSecond > math.MaxInt64/2 {
+		return spore.Invalidf("drives", "a drive cannot be limited to %d bytes and %d operations a second", l.BytesPerSecond, l.OpsPerSecond)
+	}
+	return nil
+}
+
+// limiter is what bounds a drive. Zeros in it take a bound away that was there before.
+func limiter(l vmm.DriveLimits) *rateLimiter {
+	return &rateLimiter{Bandwidth: bucket(l.BytesPerSecond), Ops: bucket(l.OpsPerSecond)}
+}
+
+// bucket holds what may come in one go: a tenth of a second's worth where that is a number of any size.
+func bucket(perSecond int64) *tokenBucket {
+	switch {
+	case perSecond == 0:
+		return &tokenBucket{}
+	case perSecond >= 1000:
+		return &tokenBucket{Size: perSecond / 10, RefillTime: 100}
+	}
+	return &tokenBucket{Size: perSecond, RefillTime: 1000}
+}
+
+// LimitDrive changes the limits of a drive of a running or paused VM; see vmm.Throttler.
+func (m *machine) LimitDrive(ctx context.Context, id string, l vmm.DriveLimits) error {
+	if err := checkLimits(l); err != nil {
+		return err
+	}
+	end, err := m.begin(ctx)
+	if err != nil {
+		return err
+	}
+	defer end()
+	for i, d := range m.shape.Drives {
+		if d.ID != id {
+			continue
+		}
+		if err := m.jail.api.patchDrive(ctx, partialDrive{DriveID: id, RateLimiter: limiter(l)}); err != nil {
+			return m.settle(err)
+		}
+		m.limits[i] = l
+		return m.writeRecord()
+	}
+	return spore.Errorf(spore.CodeNotFound, "the VM %s has no drive %q", m.cfg.ID, id)
+}

@@ -1,0 +1,404 @@
+package firecracker
+
+import (
+	"context"
+	"encoding/binary"
+	"errors"
+	"fmt"
+	"io"
+	"io/fs"
+	"os"
+	"path/filepath"
+	"slices"
+	"time"
+
+	"golang.org/x/sys/unix"
+
+	spore "github.com/sporevm/spore"
+	"github.com/sporevm/spore/internal/vmm"
+	"github.com/sporevm/spore/internal/vmm/procmem"
+)
+
+// A thawed VM's RAM is its memory file, mapped privately: its own pages are the anonymous ones there, and procmem sees
+// them as with any engine. Patches are put into a copy of the file first, so the pages they touched count besides. With a
+// pager the RAM is no file's, and every page that was only looked at would count; there the engine asks Firecracker itself
+// which pages were written, and keeps the sum of its answers. Both kinds of pages that count besides are machine.owned,
+// which is on disk too, for the next server.
+
+// openMemoryFor makes the VM's memory ready to be loaded.
+func (m *machine) openMemoryFor(ctx context.Context, patches vmm.Patches) (memoryBackend, error) {
+	if m.eng.opts.Pager != nil {
+		return m.startPager(ctx, patches)
+	}
+	memory := m.cfg.Memory
+	if patches != nil {
+		memory = m.flatPath()
+		ranges, err := flatten(ctx, m.cfg.Memory, memory, patches)
+		if err != nil {
+			return memoryBackend{}, err
+		}
+		if err := m.own(ranges); err != nil {
+			return memoryBackend{}, err
+		}
+	}
+	err := m.jail.expose([]exposure{{name: nameMemory, path: memory, readOnly: true}})
+	return memoryBackend{BackendType: backendFile, BackendPath: nameMemory}, err
+}
+
+// flatPath is where the memory with its patches is written down.
+func (m *machine) flatPath() string { return filepath.Join(m.jail.work, nameMemory) }
+
+func (m *machine) startPager(ctx context.Context, patches vmm.Patches) (memoryBackend, error) {
+	spec := PagerSpec{
+		ID: m.cfg.ID, Dir: m.jail.work, Socket: m.jail.file(namePager), UID: m.jail.uid,
+		Memory: m.cfg.Memory, Size: ramBytes(m.cfg), Patches: patches,
+	}
+	var ranges rangeSet
+	if patches != nil {
+		spec.Patches = noting{patches, &ranges, ramBytes(m.cfg)}
+	}
+	p, err := m.eng.opts.Pager.Start(ctx, spec)
+	if err != nil {
+		return memoryBackend{}, err
+	}
+	m.pager = p
+	m.watchPager()
+	if patches != nil && len(ranges) == 0 { // it reads the patches where they lie
+		if err := patches.Each(ctx, ranges.note(ramBytes(m.cfg))); err != nil {
+			return memoryBackend{}, err
+		}
+	}
+	return memoryBackend{BackendType: backendUffd, BackendPath: namePager}, m.own(ranges)
+}
+
+// noting sees which pages patches touch as someone else reads them.
+type noting struct {
+	vmm.Patches
+	ranges *rangeSet
+	size   int64
+}
+
+func (n noting) Each(ctx context.Context, fn func(int64, []byte) error) error {
+	note := n.ranges.note(n.size)
+	return n.Patches.Each(ctx, func(off int64, data []byte) error {
+		if err := note(off, data); err != nil {
+			return err
+		}
+		return fn(off, data)
+	})
+}
+
+// watchPager ends the VM when its pager ends: a guest whose pages nobody brings hangs.
+func (m *machine) watchPager() {
+	go func() {
+		select {
+		case <-m.pager.Done():
+		case <-m.gone:
+			return
+		}
+		cause := m.pager.Err()
+		if cause == nil { // as when it was let go of, or the VM has ended
+			select {
+			case <-m.jail.proc.done:
+			case <-time.After(5 * time.Second):
+			}
+		}
+		if m.jail.proc.ended() {
+			return
+		}
+		m.mu.Lock()
+		if m.broken == nil && !m.released {
+			m.broken = spore.Errorf(spore.CodeConflict, "the VM %s was ended, since the process that brings it its memory has ended (%v)", m.cfg.ID, cause).
+				WithCause(cause)
+		}
+		released := m.released
+		m.mu.Unlock()
+		if released {
+			return
+		}
+		if err := m.jail.proc.kill(); err != nil {
+			m.log.Error("end a VM whose pager has ended", "error", err)
+		}
+	}()
+}
+
+func (m *machine) endPager() error {
+	if m.pager == nil {
+		return nil
+	}
+	return m.pager.Kill(context.Background())
+}
+
+// flatten writes base with the patches over it to a file at path, which it makes, and returns what the patches touched.
+func flatten(ctx context.Context, base, path string, patches vmm.Patches) (ranges rangeSet, err error) {
+	src, err := os.Open(base)
+	if err != nil {
+		return nil, fmt.Errorf("firecracker: %w", err)
+	}
+	defer src.Close()
+	fi, err := src.Stat()
+	if err != nil {
+		return nil, fmt.Errorf("firecracker: %w", err)
+	}
+	dst, err := os.OpenFile(path, os.O_RDWR|os.O_CREATE|os.O_EXCL, 0o600)
+	if err != nil {
+		return nil, diskError("put the memory patches together", err)
+	}
+	defer func() { err = errors.Join(err, dst.Close()) }()
+	if err := copySparse(ctx, dst, src, fi.Size()); err != nil {
+		return nil, diskError("put the memory patches together", err)
+	}
+	note := ranges.note(fi.Size())
+	err = patches.Each(ctx, func(off int64, data []byte) error {
+		if err := note(off, data); err != nil {
+			return err
+		}
+		if _, err := dst.WriteAt(data, off); err != nil {
+			return diskError("put the memory patches together", err)
+		}
+		return nil
+	})
+	return ranges, err
+}
+
+// copySparse shares the blocks of src with dst where the file system can, and else copies what is not a hole.
+func copySparse(ctx context.Context, dst, src *os.File, size int64) error {
+	if unix.IoctlFileClone(int(dst.Fd()), int(src.Fd())) == nil {
+		return nil
+	}
+	if err := dst.Truncate(size); err != nil {
+		return err
+	}
+	for off := int64(0); off < size; {
+		from, err := unix.Seek(int(src.Fd()), off, unix.SEEK_DATA)
+		if errors.Is(err, unix.ENXIO) {
+			return nil
+		}
+		if err != nil {
+			return err
+		}
+		end, err := unix.Seek(int(src.Fd()), from, unix.SEEK_HOLE)
+		if err != nil {
+			return err
+		}
+		for from < end {
+			if err := ctx.Err(); err != nil {
+				return err
+			}
+			n, err := io.Copy(io.NewOffsetWriter(dst, from), io.NewSectionReader(src, from, min(end-from, 16<<20)))
+			if err != nil {
+				return err
+			}
+			if n == 0 {
+				return io.ErrUnexpectedEOF
+			}
+			from += n
+		}
+		off = end
+	}
+	return nil
+}
+
+// rangeSet is an ascending list of runs that do not touch.
+type rangeSet []vmm.Range
+
+// note returns a function that adds what a patch touches and refuses what is outside of RAM.
+func (s *rangeSet) note(size int64) func(off int64, data []byte) error {
+	return func(off int64, data []byte) error {
+		n := int64(len(data))
+		if off < 0 || off > size || n > size-off || off%vmm.PageSize != 0 || n%vmm.PageSize != 0 {
+			return spore.Errorf(spore.CodeDamaged, "a memory patch of %d bytes at %d does not fit memory of %d bytes", n, off, size)
+		}
+		s.add(vmm.Range{Offset: off, Length: n})
+		return nil
+	}
+}
+
+// add joins a run into the set.
+func (s *rangeSet) add(r vmm.Range) {
+	if r.Length <= 0 {
+		return
+	}
+	list := *s
+	i, _ := slices.BinarySearchFunc(list, r.Offset, func(a vmm.Range, off int64) int {
+		if a.End() < off {
+			return -1
+		}
+		return 1
+	})
+	k := i
+	for k < len(list) && list[k].Offset <= r.End() {
+		end := max(r.End(), list[k].End())
+		r.Offset = min(r.Offset, list[k].Offset)
+		r.Length = end - r.Offset
+		k++
+	}
+	*s = slices.Replace(list, i, k, r)
+}
+
+// own counts pages as the VM's own from now on, and writes down which.
+func (m *machine) own(ranges []vmm.Range) error {
+	m.mu.Lock()
+	set := rangeSet(slices.Clone(m.owned))
+	for _, r := range ranges {
+		set.add(r)
+	}
+	m.owned = set
+	m.mu.Unlock()
+	text := make([]byte, 0, 16*len(set))
+	for _, r := range set {
+		text = binary.LittleEndian.AppendUint64(text, uint64(r.Offset))
+		text = binary.LittleEndian.AppendUint64(text, uint64(r.Length))
+	}
+	return writeAside(filepath.Join(m.jail.work, workWritten), text)
+}
+
+// readOwned reads what own wrote; size is that of the memory.
+func readOwned(work string, size int64) ([]vmm.Range, error) {
+	text, err := os.ReadFile(filepath.Join(work, workWritten))
+	if errors.Is(err, fs.ErrNotExist) {
+		return nil, nil
+	}
+	if err != nil {
+		return nil, fmt.Errorf("firecracker: %w", err)
+	}
+	return parseOwned(text, size)
+}
+
+func parseOwned(text []byte, size int64) ([]vmm.Range, error) {
+	damaged := spore.Errorf(spore.CodeDamaged, "the list of the VM's own pages is damaged")
+	if len(text)%16 != 0 {
+		return nil, damaged
+	}
+	var list []vmm.Range
+	end := int64(-1)
+	for ; len(text) > 0; text = text[16:] {
+		off, n := binary.LittleEndian.Uint64(text), binary.LittleEndian.Uint64(text[8:])
+		if off > uint64(size) || n == 0 || n > uint64(size)-off || off%vmm.PageSize != 0 || n%vmm.PageSize != 0 || int64(off) <= end {
+			return nil, damaged
+		}
+		list = append(list, vmm.Range{Offset: int64(off), Length: int64(n)})
+		end = int64(off + n)
+	}
+	return list, nil
+}
+
+// memory is what a caller sees of the RAM.
+type memory struct {
+	*procmem.Memory
+	m *machine
+}
+
+// Memory shows the RAM; see vmm.VM.
+func (m *machine) Memory() (vmm.Memory, error) {
+	if err := m.usable(); err != nil {
+		return nil, err
+	}
+	mem, err := m.openMemory()
+	if err != nil {
+		return nil, err
+	}
+	return memory{mem, m}, nil
+}
+
+func (m *machine) openMemory() (*procmem.Memory, error) {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	if m.memory != nil {
+		return m.memory, nil
+	}
+	var err error
+	switch {
+	case m.booted || m.pager != nil:
+		m.memory, err = procmem.OpenAnonymous(m.jail.proc.pid, layouts(ramBytes(m.cfg)))
+	default:
+		path := m.cfg.Memory
+		if _, statErr := os.Stat(m.flatPath()); statErr == nil {
+			path = m.flatPath()
+		}
+		m.memory, err = procmem.Open(m.jail.proc.pid, path, ramBytes(m.cfg))
+	}
+	return m.memory, err
+}
+
+// layouts are the ways in which versions of Firecracker split RAM around the places of devices below 4 GiB and, since
+// 1.13, at 256 GiB. The parts are in the order of guest addresses.
+func layouts(size int64) [][]int64 {
+	var all [][]int64
+	for _, gap := range []int64{3 << 30, 3328 << 20} {
+		if size <= gap {
+			all = append(all, []int64{size})
+			continue
+		}
+		all = append(all, []int64{gap, size - gap})
+		if below := int64(252) << 30; size-gap > below {
+			all = append(all, []int64{gap, below, size - gap - below})
+		}
+	}
+	return all
+}
+
+func (m *machine) closeMemory() error {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	if m.memory == nil {
+		return nil
+	}
+	mem := m.memory
+	m.memory = nil
+	return mem.Close()
+}
+
+func errOwnRAM() error {
+	return spore.Errorf(spore.CodeUnsupported, "this VM was booted, not thawed: saving its state writes all of its memory to the memory file")
+}
+
+// Private lists the VM's own pages; see vmm.Memory.
+func (v memory) Private(ctx context.Context) ([]vmm.Range, error) {
+	switch {
+	case v.m.booted:
+		return nil, errOwnRAM()
+	case v.m.pager != nil:
+		if err := v.m.askWritten(ctx); err != nil {
+			return nil, err
+		}
+		return v.m.ownedSoFar(), nil
+	}
+	held, err := v.Memory.Private(ctx)
+	if err != nil {
+		return nil, err
+	}
+	set := rangeSet(v.m.ownedSoFar())
+	if len(set) == 0 {
+		return held, nil
+	}
+	for _, r := range held {
+		set.add(r)
+	}
+	return set, nil
+}
+
+func (m *machine) ownedSoFar() []vmm.Range {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	return slices.Clone(m.owned)
+}
+
+// Track watches for writes; see vmm.Memory.
+func (v memory) Track(ctx context.Context) error {
+	switch {
+	case v.m.booted:
+		return errOwnRAM()
+	case v.m.pager != nil:
+		return spore.Errorf(spore.CodeUnsupported, "writes to memory that a pager serves are not told apart")
+	}
+	return v.Memory.Track(ctx)
+}
+
+// Written lists the pages written since Track; see vmm.Memory.
+func (v memory) Written(ctx context.Context) ([]vmm.Range, error) {
+	if v.m.booted || v.m.pager != nil {
+		return nil, spore.Errorf(spore.CodeUnsupported, "writes of this VM are not being watched")
+	}
+	return v.Memory.Written(ctx)
+}
