@@ -66,7 +66,7 @@ func (h *hub) talk(conn net.Conn, in lines) {
 	h.mu.Lock()
 	defer h.mu.Unlock()
 	delete(h.conns, conn)
-	if err := conn.Close(); err != nil {
+	if err := conn.Close(); err != nil && !errors.Is(err, net.ErrClosed) {
 		h.log.Warn("end of a control connection", "error", err)
 	}
 }

@@ -9,6 +9,7 @@ import (
 	"net"
 	"os"
 	"os/signal"
+	"runtime"
 	"syscall"
 	"time"
 
@@ -31,8 +32,8 @@ const nobody = 65534
 // Main is the pager. It is entered by a hidden subcommand, in a process that Start made, and answers the exit code. open is
 // what puts layers over a base file; nil when there is nothing that can.
 func Main(args []string, open OpenLayers) int {
-	if len(args) > 0 && args[0] == probeArg {
-		return probeMain()
+	if len(args) == 2 && args[0] == probeArg {
+		return probeMain(args[1])
 	}
 	log := newLogger()
 	if err := run(log, open); err != nil {
@@ -91,6 +92,7 @@ type process struct {
 	src          Source
 	hot          *HotSet
 	hotErr       error
+	space        *space
 }
 
 // prepare takes over what the process was born with and gives up all privileges.
@@ -180,6 +182,7 @@ func (p *process) run(ctx context.Context) error {
 		case <-ended:
 		case <-ctx.Done():
 		}
+		runtime.KeepAlive(p)
 		return err
 	}
 	p.hub.tell(report{Kind: reportState, State: stateEnded, VMM: who.pid})
@@ -239,16 +242,18 @@ func (p *process) serve(ctx context.Context, conn *net.UnixConn, pid int, ended 
 		}
 		return err
 	}
+	// From here on the descriptor is open until this process ends, whatever fails. If nobody had it any more, the kernel would
+	// give the guest zeros for what it lacks.
 	regions, err := parseHandshake(text, p.src.Size())
 	if err != nil {
-		return errors.Join(err, unix.Close(fd))
+		return err
 	}
 	count := &counters{}
 	space, err := newSpace(fd, regions, p.src.Size(), count)
 	if err != nil {
 		return err
 	}
-	defer space.close()
+	p.space = space
 	s := &server{src: p.src, space: space, count: count, hot: p.hot, hotErr: p.hotErr, first: make(chan struct{})}
 	if p.setup.Record > 0 {
 		s.recorder = newRecorder()

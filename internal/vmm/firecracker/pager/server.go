@@ -10,6 +10,8 @@ import (
 	"sync"
 	"time"
 
+	"golang.org/x/sys/unix"
+
 	"github.com/sporevm/spore/internal/vmm"
 )
 
@@ -160,7 +162,7 @@ func (s *server) prefetch(ctx context.Context) error {
 			n++
 		}
 		if err := s.bring(ctx, rest[0], int64(n)*window, buf); err != nil {
-			if ctx.Err() != nil {
+			if ctx.Err() != nil || errors.Is(err, unix.ENOENT) { // ENOENT: the VMM has unmapped memory, as it does when it ends
 				return nil
 			}
 			return err

@@ -34,15 +34,15 @@ type space struct {
 	huge   []byte // zeros, for pages that the kernel cannot fill with zeros by itself
 }
 
-// newSpace takes over the descriptor.
+// newSpace fills in what the descriptor sees missing. It is never closed here, not even on error.
 func newSpace(fd int, regions []region, size int64, count *counters) (*space, error) {
 	s := &space{u: uffd(fd), regions: regions, count: count, faults: newQueue(), removed: make([]uint64, (size/vmm.PageSize+63)/64)}
 	// A descriptor of another kind knows no such call.
 	if err := s.u.wake(regions[0].addr, regions[0].page); err != nil {
-		return nil, errors.Join(badHandshake("its descriptor is no userfaultfd in use: %w", err), s.u.close())
+		return nil, badHandshake("its descriptor is no userfaultfd in use: %w", err)
 	}
 	if err := unix.SetNonblock(fd, true); err != nil {
-		return nil, errors.Join(fmt.Errorf("pager: %w", err), s.u.close())
+		return nil, fmt.Errorf("pager: %w", err)
 	}
 	for _, r := range regions {
 		if r.page > int64(len(s.huge)) && r.page > vmm.PageSize {
@@ -252,5 +252,3 @@ func sleep(ctx context.Context, d time.Duration) error {
 		return ctx.Err()
 	}
 }
-
-func (s *space) close() error { return s.f.Close() }

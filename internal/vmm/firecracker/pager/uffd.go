@@ -139,8 +139,9 @@ func newUffd() (uffd, error) {
 
 // register makes the descriptor see the missing pages of mem.
 func (u uffd) register(mem []byte) error {
-	addr := uint64(uintptr(unsafe.Pointer(&mem[0])))
-	return u.ioctl(ioctlRegister, unsafe.Pointer(&[4]uint64{addr, uint64(len(mem)), registerMissing, 0}))
+	return u.ioctl(ioctlRegister, unsafe.Pointer(&[4]uint64{addressOf(mem), uint64(len(mem)), registerMissing, 0}))
 }
+
+func addressOf(mem []byte) uint64 { return uint64(uintptr(unsafe.Pointer(&mem[0]))) }
 
 func (u uffd) close() error { return unix.Close(int(u)) }

@@ -1,5 +1,0 @@
-package pager
-
-const probeArg = "probe"
-
-func probeMain() int { return 0 }
