@@ -50,8 +50,8 @@ type Options struct {
 	// needs a StateDir on the file system that the VMs' directories are on. See Close.
 	Pool int
 
-	// Pager, if not nil, serves the memory of thawed VMs; without it the memory file is mapped, and patches are written
-	// into a copy of it first.
+	// Pager, if not nil, serves the memory of the thawed VMs that it wants; of others, and without it, the memory file is
+	// mapped, and patches are written into a copy of it first.
 	Pager Pager
 
 	// ClockRealtime moves the guest's kvmclock on by the time that it was frozen, where the version can. Spore's agent

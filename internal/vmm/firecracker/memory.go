@@ -27,7 +27,7 @@ import (
 
 // openMemoryFor makes the VM's memory ready to be loaded.
 func (m *machine) openMemoryFor(ctx context.Context, patches vmm.Patches) (memoryBackend, error) {
-	if m.eng.opts.Pager != nil {
+	if p := m.eng.opts.Pager; p != nil && p.Wants(m.cfg.Memory, patches) {
 		return m.startPager(ctx, patches)
 	}
 	memory := m.cfg.Memory

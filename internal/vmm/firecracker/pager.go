@@ -8,6 +8,8 @@ import (
 
 // Pager serves the memory of thawed VMs page by page, from processes of its own that live on when the server ends.
 type Pager interface {
+	// Wants says whether a thaw of patches, which may be nil, over the base memory file is better served than mapped.
+	Wants(base string, patches vmm.Patches) bool
 	// Start starts a process that waits for a Firecracker on the socket and then serves it. On error nothing is left.
 	Start(ctx context.Context, spec PagerSpec) (PagerProcess, error)
 	// Adopt takes over the process that an earlier server started for dir. It fails with spore.CodeNotFound when there is

@@ -1,0 +1,57 @@
+package firecracker
+
+import (
+	"context"
+
+	"github.com/sporevm/spore"
+)
+
+// Candidate is a Firecracker that was found on this host.
+type Candidate struct {
+	Path   string
+	Binary *Binary // what it says of itself; nil when it does not
+	Err    error   // why it cannot be used; nil when it can
+}
+
+// Examine looks at all that is installed, usable or not, in the order in which it was found. Of a binary whose jailer is missing
+// Err says so when VMs are to be jailed. It fails when nothing is found at all.
+func (e *Engine) Examine(ctx context.Context) ([]Candidate, error) {
+	paths, err := e.opts.candidates()
+	if err != nil {
+		return nil, err
+	}
+	var all []Candidate
+	seen := map[string]bool{}
+	for _, p := range paths {
+		if seen[p[0]] {
+			continue
+		}
+		seen[p[0]] = true
+		b, err := probeBinary(ctx, p[0], p[1])
+		if err != nil && spore.CodeOf(err) != spore.CodeUnsupported {
+			return nil, err
+		}
+		if err == nil && !e.opts.NoJailer {
+			err = e.canJail(b)
+		}
+		all = append(all, Candidate{Path: p[0], Binary: b, Err: err})
+	}
+	return all, nil
+}
+
+// StateFormats are the formats of device state that some installed version loads on this host's processor, newest first.
+func (e *Engine) StateFormats(ctx context.Context) ([]string, error) {
+	all, err := e.Installed(ctx)
+	if err != nil {
+		return nil, err
+	}
+	cpu, err := hostCPU()
+	if err != nil {
+		return nil, err
+	}
+	var formats []string
+	for _, b := range all {
+		formats = append(formats, stateFormat(b.Snapshot, cpu))
+	}
+	return formats, nil
+}
