@@ -29,10 +29,10 @@ func limit(l spore.Limits) error {
 
 // A bucket holds what is sent in burstTime, and packets wait up to about queueTime for theirs.
 const (
-	burstTime = 0.01 // seconds
-	minBurst  = 16 << 10
-	queueTime = 0.05 // seconds
-	minQueue  = 64 << 10
+	burstTime = 0.05 // seconds; a host that is busy looks away for that long
+	minBurst  = 32 << 10
+	queueTime = 0.1 // seconds
+	minQueue  = 128 << 10
 )
 
 // pace bounds what leaves by a link, in 10^6 bits a second; 0 is no bound.

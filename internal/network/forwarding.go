@@ -11,6 +11,7 @@ import (
 	"strings"
 
 	"github.com/google/nftables"
+	"github.com/google/nftables/binaryutil"
 	"github.com/vishvananda/netlink"
 	"golang.org/x/sys/unix"
 )
@@ -28,7 +29,7 @@ var theGuard = newGuard()
 
 func newGuard() guard {
 	t := &nftables.Table{Family: nftables.TableFamilyIPv4, Name: "spore_guard"}
-	return guard{t, &nftables.Set{Table: t, ID: 1, Name: "switched", KeyType: nftables.TypeIFName}}
+	return guard{t, &nftables.Set{Table: t, ID: 1, Name: "switched", KeyType: nftables.TypeIFName, KeyByteOrder: binaryutil.NativeEndian}}
 }
 
 // lockMachine keeps other servers on this machine from changing what is shared.

@@ -1,11 +1,28 @@
 package network
 
 import (
+	"errors"
+	"fmt"
 	"net/netip"
+	"os"
+	"path/filepath"
+	"strings"
+	"sync/atomic"
 	"testing"
+	"time"
+
+	"github.com/google/nftables"
+	"github.com/vishvananda/netlink"
+	"golang.org/x/sync/errgroup"
+	"golang.org/x/sys/unix"
 
 	"github.com/sporevm/spore"
 )
+
+var off = new(bool)
+
+// worldEcho is what answers in the world.
+var worldEcho = netip.AddrPortFrom(publicA, echoPort)
 
 func TestTwoSandboxes(t *testing.T) {
 	w := newWorld(t)
@@ -30,8 +47,8 @@ func TestTwoSandboxes(t *testing.T) {
 		}
 	}
 	sa, sb := m.find("a"), m.find("b")
-	for _, to := range []netip.Addr{private, metadata, hostAddr, sb.inner, sb.outer, sa.outer, netip.MustParseAddr("127.0.0.1")} {
-		if err := ga.ping(to, unanswered); err == nil && to != netip.MustParseAddr("127.0.0.1") {
+	for _, to := range []netip.Addr{private, metadata, hostAddr, sb.inner, sb.outer, sa.inner, sa.outer} {
+		if err := ga.ping(to, unanswered); err == nil {
 			t.Errorf("a pings %s", to)
 		}
 		for _, network := range []string{"tcp", "udp"} {
@@ -50,5 +67,467 @@ func TestTwoSandboxes(t *testing.T) {
 	}
 	if after := w.traces(); after != before {
 		t.Errorf("left behind:\n%s\nthere was:\n%s", after, before)
+	}
+}
+
+// A policy that opens a range which holds the links, and the links' own addresses, opens no way to another sandbox; nor does a
+// policy that opens all that is private open the host.
+func TestPolicyOpensNoSandbox(t *testing.T) {
+	w := newWorld(t)
+	m := w.serving()
+	wide := []string{"198.18.0.0/15", "10.0.0.0/8", "169.254.169.254", "203.0.112.0/20"}
+	g := w.plug(mustAttach(t, m, "a", spore.Egress{AllowCIDRs: wide}))
+	w.plug(mustAttach(t, m, "b", spore.Egress{AllowCIDRs: wide}))
+	for _, open := range []netip.Addr{private, metadata, publicA} {
+		if err := g.reach("tcp", netip.AddrPortFrom(open, echoPort), patience); err != nil {
+			t.Errorf("%s, which is opened: %v", open, err)
+		}
+	}
+	b := m.find("b")
+	if err := m.Update(t.Context(), "a", isolated(spore.Egress{AllowCIDRs: append(wide, b.inner.String(), b.outer.String())}), spore.Limits{}); err != nil {
+		t.Fatal(err)
+	}
+	// The host's end of the other link is an address of the host, and was opened by its name; the other end never is.
+	for _, to := range []netip.Addr{b.inner, hostAddr} {
+		if g.ping(to, unanswered) == nil || g.reach("udp", netip.AddrPortFrom(to, echoPort), unanswered) == nil {
+			t.Errorf("a reaches %s", to)
+		}
+	}
+}
+
+func TestHostOpened(t *testing.T) {
+	w := newWorld(t)
+	m := w.serving()
+	host := netip.AddrPortFrom(hostAddr, echoPort)
+	g := w.plug(mustAttach(t, m, "a", spore.Egress{Internet: off, Proxy: "http://" + host.String()}))
+	if err := g.reach("tcp", host, patience); err != nil {
+		t.Errorf("the proxy on the host: %v", err)
+	}
+	if g.reach("udp", host, unanswered) == nil || g.ping(hostAddr, unanswered) == nil {
+		t.Error("more than the proxy's port is open")
+	}
+	if err := m.Update(t.Context(), "a", isolated(spore.Egress{Internet: off, AllowCIDRs: []string{hostAddr.String()}}), spore.Limits{}); err != nil {
+		t.Fatal(err)
+	}
+	for _, network := range []string{"tcp", "udp"} {
+		if err := g.reach(network, host, patience); err != nil {
+			t.Errorf("the host, opened by its address: %v", err)
+		}
+	}
+	other := w.plug(mustAttach(t, m, "b", spore.Egress{}))
+	if other.reach("tcp", host, unanswered) == nil {
+		t.Error("what is opened for one is open for another")
+	}
+	if err := m.Update(t.Context(), "a", isolated(spore.Egress{}), spore.Limits{}); err != nil {
+		t.Fatal(err)
+	}
+	if g.reach("tcp", host, unanswered) == nil {
+		t.Error("the host is still open")
+	}
+}
+
+func TestProxyInTheWorld(t *testing.T) {
+	w := newWorld(t)
+	m := w.serving()
+	g := w.plug(mustAttach(t, m, "a", spore.Egress{Internet: off, Proxy: fmt.Sprintf("http://%s:%d", private, echoPort)}))
+	if err := g.reach("tcp", netip.AddrPortFrom(private, echoPort), patience); err != nil {
+		t.Errorf("the proxy: %v", err)
+	}
+	if g.reach("udp", netip.AddrPortFrom(private, echoPort), unanswered) == nil || g.reach("tcp", worldEcho, unanswered) == nil {
+		t.Error("more than the proxy is open")
+	}
+}
+
+// A guest that says it is another gets nothing through.
+func TestSpoof(t *testing.T) {
+	w := newWorld(t)
+	m := w.serving()
+	g := w.plug(mustAttach(t, m, "a", spore.Egress{}))
+	if err := g.ping(publicA, patience); err != nil {
+		t.Fatal(err)
+	}
+	other := netip.MustParsePrefix("10.254.254.2/32")
+	w.in(g.ns, func(h *netlink.Handle) error {
+		link := up(t, h, "eth0", netip.MustParsePrefix("198.51.100.1/32"))
+		addr, err := netlink.ParseAddr(other.String())
+		if err != nil {
+			return err
+		}
+		addr.Mask = ipNet(GuestAddress).Mask
+		if err := h.AddrDel(link, addr); err != nil {
+			return err
+		}
+		gateway := ipNet(netip.PrefixFrom(Gateway, 32))
+		if err := h.RouteAdd(&netlink.Route{LinkIndex: link.Attrs().Index, Dst: gateway, Scope: netlink.SCOPE_LINK}); err != nil {
+			return err
+		}
+		if err := h.NeighSet(&netlink.Neigh{LinkIndex: link.Attrs().Index, State: netlink.NUD_PERMANENT, IP: Gateway.AsSlice(), HardwareAddr: mac(GatewayMAC)}); err != nil {
+			return err
+		}
+		return h.RouteReplace(&netlink.Route{LinkIndex: link.Attrs().Index, Gw: Gateway.AsSlice()})
+	})
+	for _, to := range []netip.Addr{publicA, Gateway} {
+		if g.ping(to, unanswered) == nil {
+			t.Errorf("%s answers to a false address", to)
+		}
+	}
+}
+
+// Even where IPv6 were switched on in a namespace, the rules let none of it through.
+func TestIPv6(t *testing.T) {
+	w := newWorld(t)
+	m := w.serving()
+	l := mustAttach(t, m, "a", spore.Egress{})
+	g := w.plug(l)
+	if _, err := os.Stat("/proc/sys/net/ipv6"); err != nil {
+		t.Skip("this kernel has no IPv6")
+	}
+	space, err := os.Open(l.NetNS)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer space.Close()
+	six := func(name, addr string) func(h *netlink.Handle) error {
+		return func(h *netlink.Handle) error {
+			link, err := h.LinkByName(name)
+			if err != nil {
+				return err
+			}
+			a, err := netlink.ParseAddr(addr)
+			if err != nil {
+				return err
+			}
+			a.Flags = unix.IFA_F_NODAD
+			return h.AddrAdd(link, a)
+		}
+	}
+	w.in(g.ns, six("eth0", "fd00:53::2/64"))
+	w.in(space, func(h *netlink.Handle) error {
+		addrs, err := h.AddrList(nil, netlink.FAMILY_V6)
+		if err != nil {
+			return err
+		}
+		for _, a := range addrs {
+			t.Errorf("the namespace has the address %s", a.IP)
+		}
+		for _, name := range []string{"all", TapName} {
+			if err := sysctl("ipv6/conf/"+name+"/disable_ipv6", "0"); err != nil {
+				return err
+			}
+		}
+		return six(TapName, "fd00:53::1/64")(h)
+	})
+	talkSix := func(wait time.Duration) error {
+		c, err := g.dial("udp", netip.MustParseAddrPort("[fd00:53::1]:7"), wait)
+		if err != nil {
+			return err
+		}
+		defer c.Close()
+		if err := talk(c, wait); errors.Is(err, unix.ECONNREFUSED) {
+			return nil // somebody there has answered
+		} else {
+			return err
+		}
+	}
+	if talkSix(unanswered) == nil {
+		t.Error("a packet of IPv6 was answered")
+	}
+	// The same without the rules is answered: the trial tries something.
+	if err := within(space, func() error {
+		return filterWithin(func(c *nftables.Conn) error { c.DelTable(theInner.v6); return nil })
+	}); err != nil {
+		t.Fatal(err)
+	}
+	if err := talkSix(2 * patience); err != nil {
+		t.Errorf("without rules: %v", err)
+	}
+}
+
+// A host that is no router does not become one for others.
+func TestGuard(t *testing.T) {
+	w := newWorld(t)
+	before := w.traces()
+	m := w.serving()
+	g := w.plug(mustAttach(t, m, "a", spore.Egress{}))
+	if err := g.ping(publicA, patience); err != nil {
+		t.Fatal(err)
+	}
+	// Somebody in the world uses the host as a router to a network behind it.
+	behind := w.namespace(filepath.Join(t.TempDir(), "behind"))
+	w.in(w.host, func(h *netlink.Handle) error {
+		attrs := netlink.NewLinkAttrs()
+		attrs.Name = "lan"
+		if err := h.LinkAdd(&netlink.Veth{LinkAttrs: attrs, PeerName: "eth0", PeerNamespace: netlink.NsFd(int(behind.Fd()))}); err != nil {
+			return err
+		}
+		up(t, h, "lan", netip.MustParsePrefix("192.0.2.1/24"))
+		return nil
+	})
+	w.in(behind, func(h *netlink.Handle) error {
+		link := up(t, h, "eth0", netip.MustParsePrefix("192.0.2.2/24"))
+		return h.RouteAdd(&netlink.Route{LinkIndex: link.Attrs().Index, Gw: netip.MustParseAddr("192.0.2.1").AsSlice()})
+	})
+	w.in(w.internet, func(h *netlink.Handle) error {
+		link, err := h.LinkByName("down")
+		if err != nil {
+			return err
+		}
+		return h.RouteAdd(&netlink.Route{LinkIndex: link.Attrs().Index, Dst: ipNet(netip.MustParsePrefix("192.0.2.0/24")), Gw: hostAddr.AsSlice()})
+	})
+	stranger := &guest{w: w, ns: w.internet}
+	if stranger.ping(netip.MustParseAddr("192.0.2.2"), unanswered) == nil {
+		t.Error("the host forwards for a stranger")
+	}
+	// When the host's owner makes it a router, Spore is not in the way.
+	if err := within(w.host, func() error { return sysctl("ipv4/ip_forward", "1") }); err != nil {
+		t.Fatal(err)
+	}
+	mustAttach(t, m, "b", spore.Egress{})
+	if err := stranger.ping(netip.MustParseAddr("192.0.2.2"), patience); err != nil {
+		t.Errorf("a router's packets: %v", err)
+	}
+	if err := g.ping(publicA, patience); err != nil {
+		t.Error(err)
+	}
+	if err := within(w.host, func() error { return sysctl("ipv4/ip_forward", "0") }); err != nil {
+		t.Fatal(err)
+	}
+	w.in(w.host, func(h *netlink.Handle) error {
+		link, err := h.LinkByName("lan")
+		if err != nil {
+			return err
+		}
+		return h.LinkDel(link)
+	})
+	closeAll(t, m)
+	if after := w.traces(); after != before {
+		t.Errorf("left behind:\n%s\nthere was:\n%s", after, before)
+	}
+}
+
+func TestTwoServers(t *testing.T) {
+	w := newWorld(t)
+	before := w.traces()
+	small := func(o *Options) { o.Subnet = netip.MustParsePrefix("198.19.7.0/29") } // four links
+	m, n := w.serving(small), w.serving(small)
+	var guests []*guest
+	for _, id := range []string{"a", "b"} {
+		guests = append(guests, w.plug(mustAttach(t, m, id, spore.Egress{})), w.plug(mustAttach(t, n, id, spore.Egress{})))
+	}
+	for i, g := range guests {
+		if err := g.reach("tcp", worldEcho, patience); err != nil {
+			t.Errorf("guest %d: %v", i, err)
+		}
+	}
+	if _, err := n.Attach(t.Context(), "c", isolated(spore.Egress{}), spore.Limits{}); spore.CodeOf(err) != spore.CodeBusy {
+		t.Errorf("one link too many: %v", err)
+	}
+	if err := guests[0].ping(n.find("a").inner, unanswered); err == nil {
+		t.Error("a sandbox of one server reaches one of the other")
+	}
+	closeAll(t, m)
+	for i, g := range guests {
+		if err := g.reach("tcp", worldEcho, patience); (err == nil) != (i%2 == 1) {
+			t.Errorf("guest %d, when one server has ended: %v", i, err)
+		}
+	}
+	if _, err := n.Attach(t.Context(), "c", isolated(spore.Egress{}), spore.Limits{}); err != nil {
+		t.Errorf("a link that is free again: %v", err)
+	}
+	closeAll(t, n)
+	if after := w.traces(); after != before {
+		t.Errorf("left behind:\n%s\nthere was:\n%s", after, before)
+	}
+}
+
+func TestRounds(t *testing.T) {
+	w := newWorld(t)
+	before := w.traces()
+	m := w.serving(func(o *Options) { o.PoolSize = 3 })
+	var g errgroup.Group
+	for worker := range 4 {
+		g.Go(func() error {
+			for round := range 13 {
+				id := fmt.Sprintf("s%d-%d", worker, round)
+				if _, err := m.Attach(t.Context(), id, isolated(spore.Egress{}), spore.Limits{NetworkInMbps: 10}); err != nil {
+					return err
+				}
+				if err := m.Update(t.Context(), id, isolated(spore.Egress{Internet: off}), spore.Limits{}); err != nil {
+					return err
+				}
+				if err := m.Detach(t.Context(), id); err != nil {
+					return err
+				}
+				if err := m.Detach(t.Context(), id); err != nil {
+					return fmt.Errorf("a second time: %w", err)
+				}
+			}
+			return nil
+		})
+	}
+	if err := g.Wait(); err != nil {
+		t.Fatal(err)
+	}
+	if left, err := m.Leftovers(nil); err != nil || len(left) > 0 {
+		t.Errorf("%v is left over, %v", left, err)
+	}
+	closeAll(t, m)
+	if after := w.traces(); after != before {
+		t.Errorf("left behind:\n%s\nthere was:\n%s", after, before)
+	}
+	records, err := os.ReadDir(m.opt.Dir)
+	if err != nil || len(records) > 0 {
+		t.Errorf("%d records are left, %v", len(records), err)
+	}
+}
+
+func TestAttachRefuses(t *testing.T) {
+	w := newWorld(t)
+	m := w.serving()
+	before := w.traces()
+	for name, c := range map[string]struct {
+		id      string
+		network spore.Network
+		limits  spore.Limits
+		field   string
+	}{
+		"nobody":    {"", isolated(spore.Egress{}), spore.Limits{}, "id"},
+		"mode":      {"a", spore.Network{Mode: spore.NetworkUser}, spore.Limits{}, "network.mode"},
+		"no mode":   {"a", spore.Network{}, spore.Limits{}, "network.mode"},
+		"range":     {"a", isolated(spore.Egress{AllowCIDRs: []string{"10.0.0.0/64"}}), spore.Limits{}, "network.egress.allowCIDRs"},
+		"name":      {"a", isolated(spore.Egress{AllowDomains: []string{"-"}}), spore.Limits{}, "network.egress.allowDomains"},
+		"limits":    {"a", isolated(spore.Egress{}), spore.Limits{NetworkInMbps: -1}, "limits.networkInMbps"},
+		"contradic": {"a", isolated(spore.Egress{AllowCIDRs: []string{"10.0.0.1"}, DenyCIDRs: []string{"10.0.0.1/32"}}), spore.Limits{}, "network.egress.denyCIDRs"},
+	} {
+		if _, err := m.Attach(t.Context(), c.id, c.network, c.limits); spore.CodeOf(err) != spore.CodeInvalid || spore.AsError(err).Field != c.field {
+			t.Errorf("%s: %v", name, err)
+		}
+	}
+	if err := m.Update(t.Context(), "stranger", isolated(spore.Egress{}), spore.Limits{}); spore.CodeOf(err) != spore.CodeNotFound {
+		t.Errorf("a change of nothing: %v", err)
+	}
+	if _, err := m.Link("stranger"); spore.CodeOf(err) != spore.CodeNotFound {
+		t.Errorf("a link of nobody: %v", err)
+	}
+	if after := w.traces(); after != before {
+		t.Errorf("left behind:\n%s\nthere was:\n%s", after, before)
+	}
+}
+
+func TestSubnetInUse(t *testing.T) {
+	w := newWorld(t)
+	m := w.manager(t.TempDir(), func(o *Options) { o.Subnet = netip.MustParsePrefix("203.0.0.0/16") })
+	if _, err := m.Recover(t.Context(), nil); spore.CodeOf(err) != spore.CodeConflict || !strings.Contains(err.Error(), "uplink") {
+		t.Errorf("links in the uplink's network: %v", err)
+	}
+	for _, s := range []string{"10.254.254.0/24", "198.19.0.0/31", "198.0.0.0/8", "198.19.0.1/16", "fd00::/64"} {
+		if _, err := New(Options{Dir: t.TempDir(), Subnet: netip.MustParsePrefix(s)}); spore.CodeOf(err) != spore.CodeInvalid {
+			t.Errorf("links in %s: %v", s, err)
+		}
+	}
+}
+
+// An attach of what is attached keeps the cable, and one that many do at once is done once.
+func TestAttachAgain(t *testing.T) {
+	w := newWorld(t)
+	m := w.serving()
+	first := mustAttach(t, m, "a", spore.Egress{})
+	var g errgroup.Group
+	for range 5 {
+		g.Go(func() error {
+			l, err := m.Attach(t.Context(), "a", isolated(spore.Egress{Internet: off}), spore.Limits{})
+			if err == nil && l != first {
+				err = fmt.Errorf("another cable: %v", l)
+			}
+			return err
+		})
+	}
+	if err := g.Wait(); err != nil {
+		t.Error(err)
+	}
+	if gst := w.plug(first); gst.reach("tcp", worldEcho, unanswered) == nil {
+		t.Error("the later policy is not in force")
+	}
+}
+
+// flow is how many bits a second a few connections get together.
+func flow(t *testing.T, g *guest, request string, measured time.Duration) func() float64 {
+	t.Helper()
+	var total atomic.Int64
+	for range 4 {
+		c, err := g.dial("tcp", worldEcho, patience)
+		if err != nil {
+			t.Fatal(err)
+		}
+		t.Cleanup(func() { c.Close() })
+		if _, err := c.Write([]byte(request)); err != nil {
+			t.Fatal(err)
+		}
+		if request != "pour" {
+			go func() {
+				for b := make([]byte, 16<<10); ; {
+					if _, err := c.Write(b); err != nil {
+						return
+					}
+				}
+			}()
+		}
+		go func() {
+			for b := make([]byte, 64<<10); ; {
+				n, err := c.Read(b)
+				total.Add(int64(n))
+				if err != nil {
+					return
+				}
+			}
+		}()
+	}
+	return func() float64 {
+		// What a bucket and queues hold comes first.
+		time.Sleep(measured / 2)
+		begin, before := time.Now(), total.Load()
+		time.Sleep(measured)
+		return float64(total.Load()-before) * 8 / time.Since(begin).Seconds() / 1e6
+	}
+}
+
+func TestBandwidth(t *testing.T) {
+	w := newWorld(t)
+	m := w.serving()
+	l, err := m.Attach(t.Context(), "a", isolated(spore.Egress{}), spore.Limits{NetworkInMbps: 8})
+	if err != nil {
+		t.Fatal(err)
+	}
+	g := w.plug(l)
+	const payload = 1448.0 / 1514 // of a full frame, which is what is counted
+	check := func(what string, got, mbps float64) {
+		t.Helper()
+		t.Logf("%s: %.2f Mbit/s of payload; %v of frames are %.2f", what, got, mbps, mbps*payload)
+		if got < mbps*payload*0.85 || got > mbps*payload*1.15 {
+			t.Errorf("%s: %.2f Mbit/s", what, got)
+		}
+	}
+	limit := func(l spore.Limits) {
+		t.Helper()
+		if err := m.Update(t.Context(), "a", isolated(spore.Egress{}), l); err != nil {
+			t.Fatal(err)
+		}
+	}
+	in := flow(t, g, "pour", 2*time.Second)
+	check("in", in(), 8)
+	limit(spore.Limits{NetworkInMbps: 20})
+	check("in, changed", in(), 20)
+
+	l, err = m.Attach(t.Context(), "b", isolated(spore.Egress{}), spore.Limits{NetworkOutMbps: 4})
+	if err != nil {
+		t.Fatal(err)
+	}
+	out := flow(t, w.plug(l), "echo", 2*time.Second)
+	check("out", out(), 4)
+	if err := m.Update(t.Context(), "b", isolated(spore.Egress{}), spore.Limits{}); err != nil {
+		t.Fatal(err)
+	}
+	if got := out(); got < 8 {
+		t.Errorf("without limits: %.2f Mbit/s", got)
 	}
 }

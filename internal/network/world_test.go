@@ -40,7 +40,6 @@ var (
 	publicB   = netip.MustParseAddr("203.0.113.11")
 	private   = netip.MustParseAddr("10.9.9.9")
 	metadata  = netip.MustParseAddr("169.254.169.254")
-	nameSrv   = netip.AddrPortFrom(publicA, 53)
 	allServed = []netip.Addr{publicA, publicB, private, metadata}
 )
 
@@ -187,17 +186,15 @@ func (w *world) echo(ns *os.File, at netip.AddrPort) {
 	}()
 }
 
-// serveNames answers names, all with the same short time to live.
-func (w *world) serveNames(zone map[string]netip.Addr) {
-	w.t.Helper()
-	var pc net.PacketConn
-	if err := within(w.internet, func() (err error) {
-		pc, err = net.ListenUDP("udp4", net.UDPAddrFromAddrPort(nameSrv))
-		return err
-	}); err != nil {
-		w.t.Fatal(err)
+// localNames serves names to the resolvers, which ask from where the server's process is; all hold for a short time.
+func localNames(t *testing.T, zone map[string]netip.Addr) netip.AddrPort {
+	t.Helper()
+	pc, err := net.ListenPacket("udp4", "127.0.0.1:0")
+	if err != nil {
+		t.Fatal(err)
 	}
-	serveZone(w.t, pc, zone)
+	serveZone(t, pc, zone)
+	return pc.LocalAddr().(*net.UDPAddr).AddrPort()
 }
 
 func serveZone(t *testing.T, pc net.PacketConn, zone map[string]netip.Addr) {
