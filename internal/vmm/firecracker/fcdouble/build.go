@@ -11,6 +11,7 @@
 //
 //   - The serial console is standard output, and so is the log unless --log-path is given. There is only a console when the boot
 //     arguments say console=ttyS0.
+//   - A log or metrics file is written over from its start; before 1.14 it must be there already.
 //   - Neither the API's socket nor the vsock socket is ever removed. Loading where the vsock socket exists fails.
 //   - Loading opens the drives, TAPs and the vsock socket by the paths in the state file. A load that fails is answered, and then
 //     the process ends with code 1.
@@ -18,7 +19,7 @@
 //     lost them when it runs again, and the host learns of it when it sends something.
 //   - The process ends with code 0 when the guest restarts, in order or by a panic; a panic is seen on the console only, and without
 //     panic=N among the boot arguments the VM hangs. A guest that powers itself off is taken for one that restarts.
-//   - /dev/kvm must be there and openable, though no guest runs on it.
+//   - /dev/kvm must not be forbidden to the process, though no guest runs on it.
 //   - The kernel must be ELF, or from 1.17 on a bzImage.
 //   - The jailer clears the environment, and refuses a chroot that was used before.
 //

@@ -7,6 +7,7 @@ import (
 	"maps"
 	"slices"
 	"strings"
+	"unicode"
 )
 
 // Flag is one option that a program knows.
@@ -123,3 +124,16 @@ func (s *Set) Values(name string) []string { return s.values[name] }
 
 // Has says whether a flag was given or has a default.
 func (s *Set) Has(name string) bool { return len(s.values[name]) > 0 }
+
+// InvalidID says what is wrong with the name of a VM, in the form of the originals' debugging output; "" if it is a good one.
+func InvalidID(id string) string {
+	if n := len(id); n < 1 || n > 64 {
+		return fmt.Sprintf("InvalidLen(%d, 1, 64)", n)
+	}
+	for i, c := range []rune(id) {
+		if c != '-' && !unicode.IsLetter(c) && !unicode.IsNumber(c) {
+			return fmt.Sprintf("InvalidChar('%c', %d)", c, i)
+		}
+	}
+	return ""
+}

@@ -72,8 +72,8 @@ func (r *reader) wrong(expected string) error {
 		if err != nil {
 			return err
 		}
-		if strings.ContainsAny(number, ".eE") {
-			return r.fail("invalid type: floating point `%s`, expected %s", number, expected)
+		if text, ok := float(number); ok {
+			return r.fail("invalid type: floating point `%s`, expected %s", text, expected)
 		}
 		return r.fail("invalid type: integer `%s`, expected %s", number, expected)
 	}
@@ -143,6 +143,22 @@ func (r *reader) number() (string, error) {
 	return string(r.text[start:r.at]), nil
 }
 
+// float is how Rust shows a number that is not whole, or too large to be.
+func float(number string) (string, bool) {
+	if !strings.ContainsAny(number, ".eE") {
+		return "", false
+	}
+	f, err := strconv.ParseFloat(number, 64)
+	if err != nil {
+		return number, true
+	}
+	text := strconv.FormatFloat(f, 'f', -1, 64)
+	if !strings.Contains(text, ".") {
+		text += ".0"
+	}
+	return text, true
+}
+
 // string reads the string that the next byte opens.
 func (r *reader) string() (string, error) {
 	start := r.at
@@ -180,11 +196,16 @@ func (t Text) read(r *reader) error {
 	}
 	if t.Check != nil {
 		if message := t.Check(s); message != "" {
-			return r.fail("%s", message)
+			return later(message)
 		}
 	}
 	return nil
 }
+
+// later is a complaint of a type itself, which knows no place: the struct around it is read to its end, if that is what follows.
+type later string
+
+func (e later) Error() string { return string(e) }
 
 func (boolean) read(r *reader) error {
 	switch r.peek() {
@@ -208,8 +229,8 @@ func (t Integer) read(r *reader) error {
 	if n, err := strconv.ParseUint(number, 10, 64); err == nil && n <= t.Max {
 		return nil
 	}
-	if strings.ContainsAny(number, ".eE") {
-		return r.fail("invalid type: floating point `%s`, expected %s", number, t.Name)
+	if text, ok := float(number); ok {
+		return r.fail("invalid type: floating point `%s`, expected %s", text, t.Name)
 	}
 	return r.fail("invalid value: integer `%s`, expected %s", number, t.Name)
 }
@@ -349,6 +370,12 @@ func (t Struct) read(r *reader) error {
 		seen[name] = true
 		return t.Fields[i].Type.read(r)
 	})
+	if message, ok := err.(later); ok {
+		if r.peek() == '}' {
+			r.at++
+		}
+		return r.fail("%s", string(message))
+	}
 	if err != nil {
 		return err
 	}

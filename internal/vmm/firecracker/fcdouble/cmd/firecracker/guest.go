@@ -74,7 +74,7 @@ func (g *guest) listener(port uint32) func(net.Conn) {
 // two steps.
 func (g *guest) settle() {
 	g.steps.Lock()
-	g.steps.Unlock()
+	defer g.steps.Unlock()
 }
 
 // step does what the guest can do only while the VM runs.

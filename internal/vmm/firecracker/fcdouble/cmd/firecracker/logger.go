@@ -7,18 +7,34 @@ import (
 	"strings"
 	"sync"
 	"time"
+
+	"golang.org/x/sys/unix"
 )
+
+// openSink opens a file or FIFO for a log or metrics. What is there is written over from its start; before version 1.14 the file
+// had to be there.
+func (r release) openSink(path string) (*os.File, error) {
+	flag := os.O_RDWR | unix.O_NONBLOCK
+	switch {
+	case r.since(15):
+		flag |= os.O_CREATE
+	case r.since(14):
+		flag = os.O_WRONLY | os.O_CREATE | unix.O_NONBLOCK
+	}
+	return os.OpenFile(path, flag, 0o666)
+}
 
 // logger writes log lines, to standard output until it has a file.
 type logger struct {
-	id string
+	rel release
+	id  string
 
 	mu  sync.Mutex
 	out io.Writer
 }
 
 func (l *logger) open(path string) error {
-	f, err := os.OpenFile(path, os.O_RDWR|os.O_CREATE|os.O_APPEND, 0o666)
+	f, err := l.rel.openSink(path)
 	if err != nil {
 		return err
 	}

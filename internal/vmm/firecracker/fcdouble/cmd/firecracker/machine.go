@@ -386,7 +386,7 @@ func (m *machine) putMetrics(p map[string]any) reply {
 	if m.metrics {
 		return faulted("Metrics error: Cannot initialize the metrics system due to bad user input: Reinitialization of metrics not allowed.")
 	}
-	f, err := os.OpenFile(p["metrics_path"].(string), os.O_RDWR|os.O_CREATE, 0o666)
+	f, err := m.rel.openSink(p["metrics_path"].(string))
 	if err != nil {
 		return faulted("Metrics error: Cannot initialize the metrics system due to bad user input: %s", rust.Message(err))
 	}

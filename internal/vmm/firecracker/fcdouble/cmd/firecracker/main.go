@@ -8,9 +8,9 @@ import (
 	"net"
 	"os"
 	"os/signal"
-	"regexp"
 	"strconv"
 	"syscall"
+	"unsafe"
 
 	"github.com/sporevm/spore/internal/vmm/firecracker/fcdouble/flags"
 	"github.com/sporevm/spore/internal/vmm/firecracker/fcdouble/rust"
@@ -24,6 +24,15 @@ const (
 	exitArgs   = 153
 	exitHangup = 156
 )
+
+// abort ends the process as a panic of the original does, by a signal.
+func abort() {
+	const defaultAction = 0
+	action := struct{ handler, flags, restorer, mask uintptr }{handler: defaultAction}
+	syscall.RawSyscall6(syscall.SYS_RT_SIGACTION, uintptr(syscall.SIGABRT), uintptr(unsafe.Pointer(&action)), 0, 8, 0, 0)
+	syscall.Kill(os.Getpid(), syscall.SIGABRT)
+	os.Exit(exitPanic)
+}
 
 func knownFlags(rel release) []flags.Flag {
 	known := []flags.Flag{
@@ -56,7 +65,7 @@ func main() {
 		fmt.Fprintln(os.Stderr, err)
 		os.Exit(exitError)
 	}
-	log := &logger{id: "anonymous-instance", out: os.Stdout}
+	log := &logger{rel: rel, id: "anonymous-instance", out: os.Stdout}
 	err = run(rel, log)
 	var f *failure
 	if !errors.As(err, &f) {
@@ -64,16 +73,14 @@ func main() {
 		return
 	}
 	if f.code == exitPanic {
-		log.print("Firecracker panicked: %s", f.text)
-		os.Exit(exitPanic)
+		log.print("Firecracker panicked at src/main.rs:1:1:\n%s", f.text)
+		abort()
 	}
 	log.print("%s", f.text)
 	fmt.Fprintf(os.Stderr, "Error: %s\n", f.debug)
 	log.print("Firecracker exiting with error. exit_code=%d", f.code)
 	os.Exit(f.code)
 }
-
-var idForm = regexp.MustCompile(`^[\pL\pN-]{1,64}$`)
 
 func run(rel release, log *logger) error {
 	set, refused := flags.Parse(knownFlags(rel), os.Args[1:])
@@ -97,7 +104,11 @@ func run(rel release, log *logger) error {
 	case set.Has("describe-snapshot"):
 		text, err := describeSnapshot(rel, set.Value("describe-snapshot"))
 		if err != nil {
-			return &failure{"When printing Snapshot Data format: " + worded("", err).Error()[2:], "PrintSnapshotDataFormat(" + rust.Debug(err) + ")", exitError}
+			debug := "SnapshotVersion(" + rust.Debug(err) + ")"
+			if _, ok := errno(err); ok {
+				debug = "OpenSnapshot(" + rust.Debug(err) + ")"
+			}
+			return &failure{"When printing Snapshot Data format: " + worded("", err).Error()[2:], "PrintSnapshotDataFormat(" + debug + ")", exitError}
 		}
 		fmt.Println(text)
 		return nil
@@ -105,8 +116,8 @@ func run(rel release, log *logger) error {
 		return &failure{"the stand-in is configured by its API only", "Unsupported", exitConfig}
 	}
 	id := set.Value("id")
-	if !idForm.MatchString(id) {
-		return &failure{"Invalid instance ID: " + id, "", exitPanic}
+	if why := flags.InvalidID(id); why != "" {
+		return &failure{"Invalid instance ID: " + why, "", exitPanic}
 	}
 	log.id = id
 	if level := set.Value("level"); level != "" && !validLevel(level) {
@@ -138,7 +149,7 @@ func serve(rel release, log *logger, set *flags.Set) error {
 			fmt.Sprintf("RunWithApi(FailedToBindSocket(%q))", path), exitError}
 	}
 	if err != nil {
-		return &failure{"RunWithApiError error: Failed to bind and run the HTTP server: " + rust.Message(err),
+		return &failure{"RunWithApiError error: Failed to bind and run the HTTP server: IO error: " + rust.Message(err),
 			"RunWithApi(FailedToBindAndRunHttpServer(IOError(" + rust.Debug(err) + ")))", exitError}
 	}
 	listener.SetUnlinkOnClose(false)

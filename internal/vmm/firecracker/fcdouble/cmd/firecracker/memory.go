@@ -1,7 +1,6 @@
 package main
 
 import (
-	"errors"
 	"io"
 	"math/bits"
 	"os"
@@ -207,9 +206,6 @@ func (m *memory) all() []uint64 {
 	}
 	return set
 }
-
-// errNoDirtyLog is what a Diff of an untracked VM came to before version 1.13.
-var errNoDirtyLog = errors.New("no dirty log")
 
 func (m *memory) changed() ([]uint64, error) {
 	m.mu.Lock()

@@ -138,7 +138,7 @@ func (m *machine) loadMemory(p loadParams, size int64) (*memory, error) {
 		return mem, worded("uffd", err)
 	}
 	if m.cfg.HugePages == "2M" {
-		return nil, errors.New("file: Cannot restore hugetlbfs backed snapshot by mapping the memory file. Please use uffd.")
+		return nil, say("file: Cannot restore hugetlbfs backed snapshot by mapping the memory file. Please use uffd.")
 	}
 	mem, err := fromFile(m.rel, path, size, m.cfg.TrackDirty)
 	return mem, worded("file", err)

@@ -3,6 +3,7 @@ package main
 import (
 	"debug/elf"
 	"encoding/binary"
+	"errors"
 	"io"
 	"os"
 	"strings"
@@ -91,10 +92,14 @@ func (m *machine) begin(registers []byte) error {
 	return nil
 }
 
+// openKVM fails where this process may not open the device. A host without KVM does for us.
 func openKVM() error {
 	f, err := os.OpenFile("/dev/kvm", os.O_RDWR, 0)
-	if err != nil {
+	if errors.Is(err, os.ErrPermission) {
 		return say("Kvm error: Error creating KVM object: %s Make sure the user launching the firecracker process is configured on the /dev/kvm file's ACL.", rust.Message(err))
+	}
+	if err != nil {
+		return nil
 	}
 	return f.Close()
 }
@@ -111,7 +116,9 @@ func (m *machine) loadKernel(mem *memory) (native bool, err error) {
 	}
 	native = true
 	switch {
-	case len(image) >= 64 && string(image[:4]) == elf.ELFMAG:
+	case len(image) < 64:
+		return false, say("Kernel Loader: failed to load ELF kernel image: Kernel Loader: Unable to read elf header")
+	case string(image[:4]) == elf.ELFMAG:
 		native = elf.Machine(binary.LittleEndian.Uint16(image[18:])) == elf.EM_X86_64
 	case !m.rel.since(17):
 		return false, say("Kernel Loader: failed to load ELF kernel image: Kernel Loader: Invalid Elf magic number")

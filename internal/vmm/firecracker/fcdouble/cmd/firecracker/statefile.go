@@ -145,12 +145,12 @@ func describeSnapshot(rel release, path string) (string, error) {
 	}
 	const why = "Invalid data format version of snapshot file: %w"
 	if rel.since(14) && len(text) < 8 {
-		return "", fmt.Errorf(why, loadError("IO Error: File too short to contain CRC"))
+		return "", say(why, loadError("IO Error: File too short to contain CRC"))
 	}
 	body := text[:max(len(text)-8, 0)]
 	format, rest, err := header(rel, body)
 	if err != nil {
-		return "", fmt.Errorf(why, err)
+		return "", say(why, err)
 	}
 	if rel.bitcode() {
 		// The whole file is decoded for it; its sum is not looked at.
@@ -158,7 +158,7 @@ func describeSnapshot(rel release, path string) (string, error) {
 		err := json.Unmarshal(rest, &st)
 		var syntax *json.SyntaxError
 		if format != rel.format || errors.As(err, &syntax) && syntax.Offset >= int64(len(rest)) {
-			return "", fmt.Errorf(why, undecodable(rel))
+			return "", say(why, undecodable(rel))
 		}
 	}
 	return "v" + format, nil

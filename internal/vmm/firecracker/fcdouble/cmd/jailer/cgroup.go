@@ -67,12 +67,9 @@ func newCgroups(version string, args []string, parent, id string) (*cgroups, err
 	if err != nil {
 		return nil, err
 	}
-	mounts = slices.DeleteFunc(mounts, func(m mountPoint) bool { return m.unified != (n == 2) })
+	mounts = slices.DeleteFunc(mounts, func(m mountPoint) bool { return m.unified != (n == 2) || n != 1 && n != 2 })
 	if len(mounts) == 0 {
-		return nil, refuse("CgroupHierarchyMissing", "Hierarchy not found: No hierarchy found for this cgroup version.")
-	}
-	if n != 1 && n != 2 {
-		return nil, refuse(fmt.Sprintf("CgroupInvalidVersion(%q)", version), "%s is an invalid cgroup version specifier", version)
+		return nil, refuse(`CgroupHierarchyMissing("No hierarchy found for this cgroup version.")`, "Hierarchy not found: No hierarchy found for this cgroup version.")
 	}
 	if len(args) == 0 { // the parent itself, if it is there
 		dir := filepath.Join(mounts[0].dir, parent)
@@ -98,8 +95,11 @@ func (g *cgroups) add(arg string, mounts []mountPoint, parent, id string) error 
 	}
 	file, value := parts[0], parts[1]
 	controller, _, found := strings.Cut(file, ".")
-	if !inside(file) || !found {
+	if !inside(file) {
 		return refuse(fmt.Sprintf("CgroupInvalidFile(%q)", arg), "Cgroup invalid file: %s", arg)
+	}
+	if !found {
+		return refuse(fmt.Sprintf("CgroupInvalidFile(%q)", file), "Cgroup invalid file: %s", file)
 	}
 	mount := mounts[0].dir
 	if g.version == 1 {

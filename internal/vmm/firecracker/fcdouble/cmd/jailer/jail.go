@@ -5,7 +5,6 @@ import (
 	"math"
 	"os"
 	"path/filepath"
-	"regexp"
 	"strconv"
 	"strings"
 	"time"
@@ -34,21 +33,20 @@ type jail struct {
 // filesByDefault is the limit of open files when none is asked for.
 const filesByDefault = 2048
 
-var idForm = regexp.MustCompile(`^[\pL\pN-]$`)
-
 func refuse(kind, text string, args ...any) error {
 	return &refusal{text: fmt.Sprintf(text, args...), debug: kind}
 }
 
 func newJail(set *flags.Set) (*jail, error) {
 	j := &jail{id: set.Value("id"), netns: set.Value("netns"), daemonize: set.Has("daemonize"), newPID: set.Has("new-pid-ns"), files: filesByDefault, extra: set.Extra}
-	if n := len(j.id); n < 1 || n > 64 {
-		return nil, refuse(fmt.Sprintf("InvalidInstanceId(InvalidLen(%d, 1, 64))", n), "Invalid instance ID: Invalid len (%d);  the length must be between 1 and 64", n)
-	}
-	for i, c := range []rune(j.id) {
-		if !idForm.MatchString(string(c)) {
-			return nil, refuse(fmt.Sprintf("InvalidInstanceId(InvalidChar('%c', %d))", c, i), "Invalid instance ID: Invalid char (%c) at position %d", c, i)
+	if why := flags.InvalidID(j.id); why != "" {
+		var c rune
+		var at int
+		text := fmt.Sprintf("Invalid len (%d);  the length must be between 1 and 64", len(j.id))
+		if n, _ := fmt.Sscanf(why, "InvalidChar('%c', %d)", &c, &at); n == 2 {
+			text = fmt.Sprintf("Invalid char (%c) at position %d", c, at)
 		}
+		return nil, refuse("InvalidInstanceId("+why+")", "Invalid instance ID: %s", text)
 	}
 	var err error
 	if j.exec, err = canonical(set.Value("exec-file")); err != nil {
@@ -114,7 +112,7 @@ func (j *jail) limit(arg string) error {
 	}
 	n, err := strconv.ParseUint(value, 10, 64)
 	if err != nil {
-		return refuse(fmt.Sprintf("ResLimitValue(%q)", value), "Invalid limit value for resource: %s: invalid digit found in string", value)
+		return refuse(fmt.Sprintf("ResLimitValue(%q, \"invalid digit found in string\")", value), "Invalid limit value for resource: %s: invalid digit found in string", value)
 	}
 	switch name {
 	case "fsize":
