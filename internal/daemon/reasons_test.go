@@ -331,6 +331,9 @@ func TestBadInput(t *testing.T) {
 		f.build("base", api.ReplicaPolicy{})
 		s := f.create("base")
 		f.snapshot(s.ID, "point")
+		for _, m := range f.cluster.Machines() {
+			m.Occupy(7, true)
+		}
 		const image = `"image": "registry.test/base:1"`
 		for _, c := range []struct {
 			name, method, path, body string
@@ -394,6 +397,36 @@ func TestBadInput(t *testing.T) {
 			{"forks beyond reason", "POST", "/v1/forks", `{"source": "base", "count": 1001}`, 400, spore.CodeInvalid, "count", ""},
 			{"forks without a source", "POST", "/v1/forks", `{"source": "none", "count": 1}`, 404, spore.CodeNotFound, "", "none"},
 			{"an action that is none", "POST", "/v1/sandboxes", `{"template": "base", "onEnd": "explode"}`, 400, spore.CodeInvalid, "onEnd", "explode"},
+			{"a host port twice", "POST", "/v1/sandboxes", `{"template": "base", "ports": [{"hostPort": 81, "guestPort": 1}, {"hostPort": 81, "guestPort": 2}]}`, 400, spore.CodeInvalid, "ports.hostPort", "81"},
+			{"a host port everywhere and somewhere", "POST", "/v1/sandboxes", `{"template": "base", "ports": [{"hostPort": 81, "guestPort": 1, "hostAddress": "0.0.0.0"}, {"hostPort": 81, "guestPort": 2}]}`, 400, spore.CodeInvalid, "ports.hostPort", "81"},
+			{"a host port too high", "POST", "/v1/sandboxes", `{"template": "base", "ports": [{"hostPort": 65536, "guestPort": 1}]}`, 400, spore.CodeInvalid, "ports[0].hostPort", "65536"},
+			{"a negative guest port", "POST", "/v1/sandboxes/" + s.ID + "/ports", `{"ports": [{"guestPort": -1}]}`, 400, spore.CodeInvalid, "ports[0].guestPort", "-1"},
+			{"a port without a port", "POST", "/v1/sandboxes/" + s.ID + "/ports", `{"ports": [{"hostPort": 80}]}`, 400, spore.CodeInvalid, "ports[0].guestPort", ""},
+			{"a misspelt field of a port", "POST", "/v1/sandboxes/" + s.ID + "/ports", `{"ports": [{"guestPort": 80, "host": 80}]}`, 400, spore.CodeInvalid, "ports[0].host", ""},
+			{"no ports", "POST", "/v1/sandboxes/" + s.ID + "/ports", `{"ports": []}`, 400, spore.CodeInvalid, "ports", ""},
+			{"a host port that is taken", "POST", "/v1/sandboxes/" + s.ID + "/ports", `{"ports": [{"guestPort": 80}, {"hostPort": 7, "guestPort": 80}]}`, 409, spore.CodeConflict, "ports.hostPort", "7"},
+			{"a sandbox at a port that is taken", "POST", "/v1/sandboxes", `{"template": "base", "ports": [{"hostPort": 7, "guestPort": 80}]}`, 409, spore.CodeConflict, "ports.hostPort", "7"},
+			{"an address that is none", "POST", "/v1/sandboxes", `{"template": "base", "ports": [{"hostAddress": "localhost", "guestPort": 1}]}`, 400, spore.CodeInvalid, "ports.hostAddress", "localhost"},
+			{"a port that is not published", "DELETE", "/v1/sandboxes/" + s.ID + "/ports?hostPort=81", "", 404, spore.CodeNotFound, "", "81"},
+			{"no port to unpublish", "DELETE", "/v1/sandboxes/" + s.ID + "/ports", "", 400, spore.CodeInvalid, "hostPort", ""},
+			{"a network for a template without a device", "POST", "/v1/sandboxes", `{"template": "base", "network": {"mode": "user"}}`, 409, spore.CodeConflict, "network.mode", "base"},
+			{"an unknown network mode", "POST", "/v1/sandboxes", `{"template": "base", "network": {"mode": "vpn"}}`, 400, spore.CodeInvalid, "network.mode", "vpn"},
+			{"a policy without a network", "POST", "/v1/sandboxes", `{"template": "base", "network": {"egress": {"internet": true}}}`, 400, spore.CodeInvalid, "network.egress", ""},
+			{"a malformed range", "POST", "/v1/templates", `{"name": "x", ` + image + `, "network": {"mode": "user", "egress": {"allowCIDRs": ["10.0.0.0/33"]}}}`, 400, spore.CodeInvalid, "network.egress.allowCIDRs", "10.0.0.0/33"},
+			{"a range with bits beyond its prefix", "POST", "/v1/templates", `{"name": "x", ` + image + `, "network": {"mode": "user", "egress": {"denyCIDRs": ["10.0.0.1/8"]}}}`, 400, spore.CodeInvalid, "network.egress.denyCIDRs", "10.0.0.1/8"},
+			{"a malformed domain", "POST", "/v1/templates", `{"name": "x", ` + image + `, "network": {"mode": "user", "egress": {"allowDomains": ["exa mple.com"]}}}`, 400, spore.CodeInvalid, "network.egress.allowDomains", "exa mple.com"},
+			{"allowed and denied", "POST", "/v1/templates", `{"name": "x", ` + image + `, "network": {"mode": "user", "egress": {"allowCIDRs": ["10.0.0.0/8"], "denyCIDRs": ["10.0.0.0/8"]}}}`, 400, spore.CodeInvalid, "network.egress.denyCIDRs", "10.0.0.0/8"},
+			{"names while the internet is on", "POST", "/v1/templates", `{"name": "x", ` + image + `, "network": {"mode": "user", "egress": {"internet": true, "allowDomains": ["example.com"]}}}`, 400, spore.CodeInvalid, "network.egress.allowDomains", ""},
+			{"a proxy with a password", "POST", "/v1/templates", `{"name": "x", ` + image + `, "network": {"mode": "user", "egress": {"proxy": "http://me:secret@10.1.2.3:1"}}}`, 400, spore.CodeInvalid, "network.egress.proxy", ""},
+			{"a policy of a build without a network", "POST", "/v1/templates", `{"name": "x", ` + image + `, "network": {"mode": "none", "egress": {"internet": true}}}`, 400, spore.CodeInvalid, "network.egress", ""},
+			{"a negative limit of processors", "POST", "/v1/sandboxes", `{"template": "base", "limits": {"cpus": -1}}`, 400, spore.CodeInvalid, "limits.cpus", "-1"},
+			{"next to no processor", "POST", "/v1/sandboxes", `{"template": "base", "limits": {"cpus": 0.001}}`, 400, spore.CodeInvalid, "limits.cpus", "0.001"},
+			{"an absurd limit", "PATCH", "/v1/sandboxes/" + s.ID, `{"limits": {"diskMBps": 9000000}}`, 400, spore.CodeInvalid, "limits.diskMBps", "9000000"},
+			{"a bandwidth without a network", "PATCH", "/v1/sandboxes/" + s.ID, `{"limits": {"networkInMbps": 10}}`, 400, spore.CodeInvalid, "limits.networkInMbps", ""},
+			{"a policy of a sandbox without a network", "PATCH", "/v1/sandboxes/" + s.ID, `{"egress": {"internet": false}}`, 400, spore.CodeInvalid, "network.egress", ""},
+			{"a network mode changed", "PATCH", "/v1/sandboxes/" + s.ID, `{"network": {"mode": "user"}}`, 400, spore.CodeInvalid, "network", ""},
+			{"a relative disk", "POST", "/v1/sandboxes", `{"template": "base", "disks": [{"path": "data.img"}]}`, 400, spore.CodeInvalid, "disks.path", "data.img"},
+			{"a disk twice", "POST", "/v1/sandboxes", `{"template": "base", "disks": [{"path": "/d"}, {"path": "/d"}]}`, 400, spore.CodeInvalid, "disks.path", "/d"},
 			{"a label without a key", "POST", "/v1/sandboxes", `{"template": "base", "labels": {"": "x"}}`, 400, spore.CodeInvalid, "labels", ""},
 			{"a certificate that is none", "POST", "/v1/templates", `{"name": "x", ` + image + `, "egressCA": "none"}`, 202, "", "", ""},
 		} {
