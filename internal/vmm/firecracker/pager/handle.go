@@ -26,8 +26,9 @@ type Handle struct {
 	conn  *net.UnixConn
 	gone  <-chan struct{} // closed when the process has ended
 
-	ready chan struct{} // closed at the first report of its state
-	done  chan struct{}
+	ready    chan struct{} // closed at the first report of its state
+	attached chan struct{} // closed when it serves
+	done     chan struct{}
 
 	mu       sync.Mutex
 	err      error
@@ -52,7 +53,7 @@ func newHandle(cfg Config, pid int, child *os.Process, pidfd int, conn *net.Unix
 	gone := make(chan struct{})
 	h := &Handle{
 		cfg: cfg, pid: pid, child: child, pidfd: f, conn: conn, gone: gone,
-		ready: make(chan struct{}), done: make(chan struct{}), answers: map[int64]chan report{},
+		ready: make(chan struct{}), attached: make(chan struct{}), done: make(chan struct{}), answers: map[int64]chan report{},
 	}
 	go h.follow(ended, gone)
 	return h, nil
@@ -155,6 +156,21 @@ func (h *Handle) Serving() bool {
 	return h.serving && !h.finished
 }
 
+// Attached waits until the VMM has connected and what it sent was found good. It fails when it does not come to that.
+func (h *Handle) Attached(ctx context.Context) error {
+	select {
+	case <-h.attached:
+		return nil
+	case <-h.done:
+	case <-ctx.Done():
+		return ctx.Err()
+	}
+	if err := h.Err(); err != nil {
+		return err
+	}
+	return spore.Errorf(spore.CodeConflict, "the page server of %s has ended before its VM came", h.cfg.ID)
+}
+
 // follow reads reports until the connection ends.
 func (h *Handle) follow(ended <-chan struct{}, gone chan<- struct{}) {
 	how := make(chan string, 1)
@@ -221,6 +237,9 @@ func (h *Handle) hear(r report) {
 		}
 		switch {
 		case r.State == stateServing:
+			if !h.serving {
+				close(h.attached)
+			}
 			h.serving = true
 		case r.State == stateFailed && r.Failure != nil:
 			h.finishLocked(r.Failure.err())
