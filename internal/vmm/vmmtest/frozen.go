@@ -7,6 +7,7 @@ import (
 	"fmt"
 	"os"
 	"path/filepath"
+	"strings"
 	"sync"
 	"syscall"
 	"testing"
@@ -352,10 +353,16 @@ func (s *frozenSuite) testCrash(t *testing.T) {
 	p := s.base.fork(t)
 	vm := p.thaw(s.template)
 	must(t, vm.Resume(p.ctx()))
-	greet(t, vm).tell("crash")
+	g := greet(t, vm)
+	g.ask("print 1 4711")
+	waitConsole(t, vm, 1000, "printed 4711")
+	g.tell("crash")
 	waitDone(t, vm)
 	if vm.Err() == nil {
 		t.Error("a crash of the guest is reported as an orderly end")
+	}
+	if text, err := vm.Console(1 << 20); err != nil || !strings.Contains(string(text), "printed 4711") {
+		t.Errorf("the console has lost what the guest said before its crash: %q, %v", text, err)
 	}
 }
 

@@ -204,25 +204,29 @@ func testPorts(t *testing.T, vm vmm.VM) {
 func testConsole(t *testing.T, vm vmm.VM) {
 	g := greet(t, vm)
 	g.ask("print 600 7")
-	deadline := time.Now().Add(patience)
-	for {
-		text, err := vm.Console(100)
-		must(t, err)
-		if len(text) > 100 {
-			t.Fatalf("%d bytes of console, asked for 100", len(text))
-		}
-		if strings.Contains(string(text), "printed 7") {
-			break
-		}
-		if time.Now().After(deadline) {
-			t.Fatalf("the console does not show what the guest printed: %q", text)
-		}
-		time.Sleep(5 * time.Millisecond)
-	}
+	waitConsole(t, vm, 100, "printed 7")
 	text, err := vm.Console(10 << 20)
 	must(t, err)
 	if len(text) < 1000 || len(text) > 1<<20 {
 		t.Errorf("the console holds %d bytes after 600 KiB", len(text))
+	}
+}
+
+// waitConsole waits until the last bytes of the console, at most limit, show something.
+func waitConsole(t *testing.T, vm vmm.VM, limit int, want string) {
+	t.Helper()
+	for deadline := time.Now().Add(patience); ; time.Sleep(5 * time.Millisecond) {
+		text, err := vm.Console(limit)
+		must(t, err)
+		if len(text) > limit {
+			t.Fatalf("%d bytes of console, asked for %d", len(text), limit)
+		}
+		if strings.Contains(string(text), want) {
+			return
+		}
+		if time.Now().After(deadline) {
+			t.Fatalf("the console does not show %q but %q", want, text)
+		}
 	}
 }
 
