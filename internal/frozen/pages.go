@@ -7,6 +7,7 @@ import (
 	"sort"
 	"sync"
 
+	"github.com/sporevm/spore/internal/vmm"
 	"github.com/sporevm/spore/internal/vmm/firecracker/pager"
 )
 
@@ -127,6 +128,9 @@ func (p *Pages) Close() error {
 	}
 	return errors.Join(errs...)
 }
+
+// Covered are the ranges of memory that layers lie over, as their indexes say; nothing else is read.
+func (v *view) Covered() []vmm.Range { return v.covered() }
 
 // LayerFiles are the open files of what lies over the base, oldest first; it makes a view a pager.Layered.
 func (v *view) LayerFiles() (names []string, files []*os.File) {

@@ -292,7 +292,7 @@ func TestServerDies(t *testing.T) {
 		t.Error(err)
 	}
 	stop(t, h)
-	left, err := filepath.Glob(filepath.Join(f.dir, "*.sock"))
+	left, err := filepath.Glob(filepath.Join(f.dir, "*[.][sc]o*"))
 	if err != nil || len(left) > 0 {
 		t.Errorf("left behind: %v %v", left, err)
 	}
@@ -432,7 +432,7 @@ func TestStartRefusals(t *testing.T) {
 	if _, err := pager.Start(ctx, f.config(), short); !errors.Is(err, context.Canceled) {
 		t.Errorf("cancelled: %v", err)
 	}
-	if left, err := filepath.Glob(filepath.Join(f.dir, "*.sock")); err != nil || len(left) > 0 {
+	if left, err := filepath.Glob(filepath.Join(f.dir, "*[.][sc]o*")); err != nil || len(left) > 0 {
 		t.Errorf("left behind: %v %v", left, err)
 	}
 }

@@ -21,7 +21,7 @@ import (
 
 // Names in a pager's directory.
 const (
-	nameControl = "pager.sock"
+	nameControl = "pager.control"
 	nameLog     = "pager.log"
 )
 
