@@ -5,15 +5,11 @@ package main
 func (m *machine) showBalloon() reply {
 	if m.balloon == nil {
 		if m.started() {
-			return faulted("Internal VMM error: Failed perform action on device: Device not found")
+			return faulted("%s", m.balloonMissing("Internal VMM error"))
 		}
 		return faulted("Balloon config error: No balloon device found.")
 	}
-	if !m.rel.since(14) {
-		return reply{body: map[string]any{
-			"amount_mib": m.balloon.MiB, "deflate_on_oom": m.balloon.Deflate, "stats_polling_interval_s": m.balloon.Polling}}
-	}
-	return reply{body: m.balloon}
+	return reply{body: m.balloon.show(m.rel)}
 }
 
 func (m *machine) showBalloonStats() reply {
@@ -21,7 +17,7 @@ func (m *machine) showBalloonStats() reply {
 	case !m.started():
 		return reply{fault: onlyAfter}
 	case m.balloon == nil:
-		return faulted("Internal VMM error: Failed perform action on device: Device not found")
+		return faulted("%s", m.balloonMissing("Internal VMM error"))
 	case m.balloon.Polling == 0:
 		return faulted("Internal VMM error: Balloon: Statistics for the balloon device are not enabled")
 	}
@@ -45,7 +41,7 @@ func (m *machine) patchBalloon(cfg balloonConfig) reply {
 	case !m.started():
 		return reply{fault: onlyAfter}
 	case m.balloon == nil:
-		return faulted("%s", m.balloonMissing())
+		return faulted("%s", m.balloonMissing("Balloon update error"))
 	case cfg.MiB > m.cfg.MemoryMiB:
 		return faulted("Balloon update error: Balloon: Amount of pages requested cannot be represented: %d.", cfg.MiB)
 	}
@@ -58,7 +54,7 @@ func (m *machine) patchBalloonStats(cfg balloonConfig) reply {
 	case !m.started():
 		return reply{fault: onlyAfter}
 	case m.balloon == nil:
-		return faulted("%s", m.balloonMissing())
+		return faulted("%s", m.balloonMissing("Balloon update error"))
 	case (m.balloon.Polling == 0) != (cfg.Polling == 0):
 		return faulted("Balloon update error: Balloon: Statistics cannot be enabled/disabled after activation.")
 	}
@@ -66,9 +62,17 @@ func (m *machine) patchBalloonStats(cfg balloonConfig) reply {
 	return reply{}
 }
 
-func (m *machine) balloonMissing() string {
-	if m.rel.since(14) {
-		return "Balloon update error: Failed perform action on device: Device not found"
+func (m *machine) balloonMissing(prefix string) string {
+	if m.rel.since(13) {
+		return prefix + ": " + m.rel.deviceMissing()
 	}
-	return "Balloon config error: Failed perform action on device: Device not found"
+	return "Balloon config error: Error creating the balloon device: No balloon device found."
+}
+
+// show is the balloon as a version shows it.
+func (b *balloonConfig) show(rel release) any {
+	if b == nil || rel.since(14) {
+		return b
+	}
+	return map[string]any{"amount_mib": b.MiB, "deflate_on_oom": b.Deflate, "stats_polling_interval_s": b.Polling}
 }

@@ -112,7 +112,7 @@ func (m *machine) showVersion() reply {
 func (m *machine) showMachine() reply { return reply{body: m.cfg} }
 
 func (m *machine) showMetadata() reply {
-	if m.started() {
+	if m.started() && m.rel.since(15) {
 		return faulted("MMDS error: The MMDS data store is not initialized.")
 	}
 	return reply{body: struct{}{}}
@@ -120,7 +120,7 @@ func (m *machine) showMetadata() reply {
 
 func (m *machine) showConfig() reply {
 	all := map[string]any{
-		"balloon": m.balloon, "boot-source": m.boot, "cpu-config": nil, "logger": nil, "machine-config": m.cfg, "metrics": nil,
+		"balloon": m.balloon.show(m.rel), "boot-source": m.boot, "cpu-config": nil, "logger": nil, "machine-config": m.cfg, "metrics": nil,
 		"mmds-config": nil, "entropy": m.entropy, "vsock": nil,
 	}
 	if m.rel.since(14) {
@@ -285,15 +285,15 @@ func (m *machine) patchDrive(u driveUpdate) reply {
 	}
 	at := slices.IndexFunc(m.drives, func(d *drive) bool { return d.Config.ID == u.ID })
 	if at < 0 {
-		return refused("Failed perform action on device: Device not found")
+		return refused(m.rel.deviceMissing())
 	}
 	d := m.drives[at]
 	if u.Path == nil && u.Limiter == nil {
-		return refused("Block: Running method expected different backend.")
+		return refused(m.rel.blockError() + "Running method expected different backend.")
 	}
 	if u.Path != nil {
 		if err := d.open(*u.Path); err != nil {
-			return refused("Block: " + err.Error())
+			return refused(m.rel.blockError() + err.Error())
 		}
 	}
 	d.Config.Limiter = d.Config.Limiter.update(u.Limiter)
@@ -334,7 +334,7 @@ func (m *machine) patchNet(u netConfig) reply {
 			return reply{}
 		}
 	}
-	return faulted("Network config error: Unable to update the net device: Failed perform action on device: Device not found")
+	return faulted("Network config error: Unable to update the net device: %s", m.rel.deviceMissing())
 }
 
 func (m *machine) putVsock(cfg vsockConfig) reply {

@@ -10,7 +10,6 @@ import (
 	"os/signal"
 	"strconv"
 	"syscall"
-	"unsafe"
 
 	"github.com/sporevm/spore/internal/vmm/firecracker/fcdouble/flags"
 	"github.com/sporevm/spore/internal/vmm/firecracker/fcdouble/rust"
@@ -24,15 +23,6 @@ const (
 	exitArgs   = 153
 	exitHangup = 156
 )
-
-// abort ends the process as a panic of the original does, by a signal.
-func abort() {
-	const defaultAction = 0
-	action := struct{ handler, flags, restorer, mask uintptr }{handler: defaultAction}
-	syscall.RawSyscall6(syscall.SYS_RT_SIGACTION, uintptr(syscall.SIGABRT), uintptr(unsafe.Pointer(&action)), 0, 8, 0, 0)
-	syscall.Kill(os.Getpid(), syscall.SIGABRT)
-	os.Exit(exitPanic)
-}
 
 func knownFlags(rel release) []flags.Flag {
 	known := []flags.Flag{
@@ -74,7 +64,7 @@ func main() {
 	}
 	if f.code == exitPanic {
 		log.print("Firecracker panicked at src/main.rs:1:1:\n%s", f.text)
-		abort()
+		rust.Abort()
 	}
 	log.print("%s", f.text)
 	fmt.Fprintf(os.Stderr, "Error: %s\n", f.debug)

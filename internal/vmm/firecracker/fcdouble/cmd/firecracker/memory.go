@@ -74,6 +74,9 @@ func fromFile(rel release, path string, size int64, track bool) (*memory, error)
 	if err != nil {
 		return nil, say("Failed to load guest memory: %w", err)
 	}
+	if fi.Size() < size && !rel.since(14) {
+		return nil, say("Failed to restore guest memory: Cannot create mmap region: The specified file offset and length is greater then file length")
+	}
 	if fi.Size() < size {
 		return nil, say("Failed to restore guest memory: %w", errShortFile)
 	}

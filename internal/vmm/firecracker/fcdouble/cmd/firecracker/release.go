@@ -45,3 +45,22 @@ func (r release) since(minor int) bool { return r.minor >= minor }
 // bitcode says that state files are decoded as a whole before their header is looked at: a file of another version is then not
 // told from a damaged one.
 func (r release) bitcode() bool { return r.since(15) }
+
+// deviceMissing is the word for a device that is not there.
+func (r release) deviceMissing() string {
+	if r.since(13) {
+		return "Failed perform action on device: Device not found"
+	}
+	return "Device manager error: Failed to find the device on the bus."
+}
+
+// blockError begins what a drive reports.
+func (r release) blockError() string {
+	switch {
+	case r.since(14):
+		return "Block: "
+	case r.since(13):
+		return "Failed perform action on device: Internal Device error: "
+	}
+	return "Device manager error: "
+}

@@ -52,9 +52,6 @@ func (s *server) route(method, path string, body []byte) (call, error) {
 	case http.MethodPatch:
 		return s.routePatch(first, rest, body, invalid)
 	case http.MethodDelete:
-		if !s.rel.since(16) {
-			break
-		}
 		if hasBody {
 			return nil, &badRequest{"Empty Delete request."}
 		}

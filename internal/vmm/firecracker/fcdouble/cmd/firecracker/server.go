@@ -41,7 +41,12 @@ func (s *server) ServeHTTP(w http.ResponseWriter, req *http.Request) {
 	s.turn.Lock()
 	defer s.turn.Unlock()
 	switch req.Method {
-	case http.MethodGet, http.MethodPut, http.MethodPatch, http.MethodDelete:
+	case http.MethodGet, http.MethodPut, http.MethodPatch:
+	case http.MethodDelete:
+		if s.rel.since(16) {
+			break
+		}
+		fallthrough
 	default:
 		s.hangUp(w, "Invalid HTTP Method: Unsupported HTTP method.")
 		return

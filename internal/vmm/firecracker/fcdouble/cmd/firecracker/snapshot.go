@@ -75,7 +75,7 @@ func (m *machine) loadSnapshot(p loadParams) reply {
 	if p.Resume {
 		m.change(running)
 	}
-	return reply{deprecated: p.Memory != nil || p.Diff}
+	return reply{deprecated: p.Memory != nil || p.Diff && m.rel.since(13)}
 }
 
 // restore makes the VM that a state file describes, paused.
@@ -113,7 +113,7 @@ func (m *machine) restore(p loadParams) error {
 		if st.PCI {
 			transport = "PCI"
 		}
-		if !m.rel.since(14) {
+		if !m.rel.since(13) {
 			return say("Failed to build microVM from snapshot: Failed to restore MMIO device: Cannot restore devices: %w", err)
 		}
 		return say("Failed to build microVM from snapshot: Failed to restore devices: Error restoring %s devices: %w", transport, err)

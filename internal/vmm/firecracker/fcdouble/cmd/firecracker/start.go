@@ -59,7 +59,11 @@ func (m *machine) start() error {
 	}
 	native, err := m.loadKernel(mem)
 	if err != nil {
-		return say("System configuration error: Cannot load kernel due to invalid memory configuration or invalid kernel image: %w", err)
+		prefix := "System configuration error: "
+		if !m.rel.since(12) {
+			prefix = ""
+		}
+		return say("%sCannot load kernel due to invalid memory configuration or invalid kernel image: %w", prefix, err)
 	}
 	if m.initrd != nil {
 		if err := loadInitrd(mem, m.initrd); err != nil {

@@ -55,6 +55,9 @@ func newJail(set *flags.Set) (*jail, error) {
 	if fi, err := os.Stat(j.exec); err != nil || !fi.Mode().IsRegular() {
 		return nil, refuse(fmt.Sprintf("NotAFile(%q)", j.exec), "%s is not a file", j.exec)
 	}
+	if name := filepath.Base(j.exec); !since(13) && !strings.Contains(name, "firecracker") {
+		return nil, refuse("ExecFileName", "Invalid filename. The filename of `--exec-file` option must contain \"firecracker\": %s", name)
+	}
 	base, err := canonical(set.Value("chroot-base-dir"))
 	if err != nil {
 		return nil, err
@@ -194,7 +197,7 @@ func (j *jail) copyExec(to string) error {
 	if err := unix.Fstat(int(f.Fd()), &st); err != nil {
 		return failed("Metadata", err, "Cannot get metadata for a file: %s", to)
 	}
-	if st.Nlink > 1 {
+	if st.Nlink > 1 && since(14) {
 		return refuse(fmt.Sprintf("HardLink(%q)", to), "Detected hard link at: %s", to)
 	}
 	if err := f.Chown(j.uid, j.gid); err != nil {

@@ -7,10 +7,13 @@ import (
 	"math"
 	"os"
 	"runtime"
+	"strconv"
+	"strings"
 
 	"golang.org/x/sys/unix"
 
 	"github.com/sporevm/spore/internal/vmm/firecracker/fcdouble/flags"
+	"github.com/sporevm/spore/internal/vmm/firecracker/fcdouble/rust"
 )
 
 // buildVersion is set by the linker; see fcdouble.Build.
@@ -32,13 +35,26 @@ func (e *refusal) Error() string { return e.text }
 func init() { runtime.LockOSThread() }
 
 func main() {
-	if err := run(); err != nil {
+	err := run()
+	if r, ok := err.(*refusal); err != nil && !since(13) && !(ok && strings.HasPrefix(r.debug, "ArgumentParsing")) {
+		fmt.Fprintf(os.Stderr, "\nthread 'main' (%d) panicked at src/main.rs:1:1:\nJailer error: %s\n"+
+			"note: run with `RUST_BACKTRACE=1` environment variable to display a backtrace\n", os.Getpid(), err)
+		rust.Abort()
+	}
+	if err != nil {
 		fmt.Fprintln(os.Stderr, err)
 		if r, ok := err.(*refusal); ok {
 			fmt.Fprintln(os.Stderr, "Error: "+r.debug)
 		}
 		os.Exit(1)
 	}
+}
+
+// since says whether the emulated version is 1.minor or later.
+func since(minor int) bool {
+	parts := strings.Split(buildVersion, ".")
+	n, err := strconv.Atoi(parts[min(1, len(parts)-1)])
+	return err == nil && n >= minor
 }
 
 func run() error {
