@@ -102,6 +102,15 @@ type Throttler interface {
 	LimitDrive(ctx context.Context, id string, l DriveLimits) error
 }
 
+// Reclaimer is a VM whose memory the host can take back while it is idle.
+type Reclaimer interface {
+	// Reclaim moves what the VM holds of memory for itself to the host's swap and tells how many bytes went. The guest
+	// notices nothing but that what it uses again is slow at first. It fails with spore.CodeUnsupported where the host
+	// cannot: without swap there is nowhere to put a guest's pages. What a VM shares with its base memory file is not
+	// meant: it is there once for all, and the host drops it by itself.
+	Reclaim(ctx context.Context) (int64, error)
+}
+
 // Image is what a VM is thawed from, beside its Config.
 type Image struct {
 	// State is an open file positioned at the start of the device state. The engine does not close it.
