@@ -11,6 +11,7 @@ import (
 	"strings"
 	"syscall"
 	"testing"
+	"time"
 
 	"github.com/sporevm/spore"
 	"github.com/sporevm/spore/internal/vmm"
@@ -117,6 +118,16 @@ func (f *frozenVM) start(t testing.TB, cfg pager.Config) *pager.Handle {
 	}
 	t.Cleanup(func() { stop(t, h) })
 	return h
+}
+
+// until waits for something that comes by itself.
+func until(t testing.TB, what string, ok func() bool) {
+	t.Helper()
+	for deadline := time.Now().Add(time.Minute); !ok(); time.Sleep(2 * time.Millisecond) {
+		if time.Now().After(deadline) {
+			t.Fatalf("%s: still not after a minute", what)
+		}
+	}
 }
 
 func stop(t testing.TB, h *pager.Handle) {
@@ -368,44 +379,133 @@ func TestNobodyConnects(t *testing.T) {
 	}
 }
 
-// TestHotSet records what a guest touches and brings it ahead of the faults of the next.
+// TestHotSet records what a guest touches, and keeps it.
 func TestHotSet(t *testing.T) {
 	f := newFrozen(t, 4*mib, 8)
 	cfg := f.config()
 	cfg.HotSet = filepath.Join(f.dir, "hot")
-	cfg.Record = 1e6
+	cfg.Record = time.Hour
 	h := f.start(t, cfg)
 	v := f.vmm(t, cfg)
-	touched := []int64{3 * mib, 64 << 10, 2*mib + 4096, 0}
-	for _, off := range touched {
+	for _, off := range []int64{3 * mib, 64 << 10, 2*mib + 4096, 0} {
 		v.do(command{Op: "touch", Off: off})
 	}
 	hot, err := h.HotSet(t.Context())
-	if err != nil || hot == nil || len(hot.Windows) == 0 || hot.Windows[0] != 3*mib {
+	if err != nil || hot == nil || len(hot.Windows) == 0 || hot.Windows[0] != 3*mib || hot.Size != 4*mib {
 		t.Fatalf("recorded %+v %v", hot, err)
-	}
-	if err := (&pager.HotSet{Size: 4 * mib, Windows: []int64{3 * mib, 64 << 10, 96 << 10, 2 * mib}}).Save(cfg.HotSet); err != nil {
-		t.Fatal(err)
 	}
 	v.end()
 	soon(t, h.Done(), "the end")
 	stop(t, h)
-	for _, damage := range []bool{false, true} {
-		if damage {
-			if err := os.WriteFile(cfg.HotSet, []byte("rubbish"), 0o600); err != nil {
+	cfg.Record = time.Millisecond
+	h = f.start(t, cfg)
+	v = f.vmm(t, cfg)
+	v.do(command{Op: "touch", Off: mib})
+	until(t, "the hot set is kept", func() bool {
+		kept, err := pager.LoadHotSet(cfg.HotSet)
+		if err != nil && spore.CodeOf(err) != spore.CodeNotFound {
+			t.Fatal(err)
+		}
+		return err == nil && kept.Windows[0] == mib
+	})
+}
+
+// TestPrefetch brings a hot set ahead of the faults, once the first page was touched.
+func TestPrefetch(t *testing.T) {
+	f := newFrozen(t, 4*mib, 8)
+	cfg := f.config()
+	cfg.HotSet = filepath.Join(f.dir, "hot")
+	windows := []int64{3 * mib, 3*mib + 32<<10, 64 << 10, 2 * mib, mib + mib/2 - 32<<10, mib + mib/2}
+	if err := (&pager.HotSet{Size: 4 * mib, Windows: windows}).Save(cfg.HotSet); err != nil {
+		t.Fatal(err)
+	}
+	h := f.start(t, cfg)
+	v := f.vmm(t, cfg)
+	if s := stats(t, h); s.Prefetched != 0 {
+		t.Errorf("prefetched before anything was touched: %+v", s)
+	}
+	v.do(command{Op: "remove", Off: 2 * mib, Len: 8192}) // never brought back, though it is hot
+	clear(f.want[2*mib : 2*mib+8192])
+	v.do(command{Op: "touch", Off: 3*mib + mib/2})
+	until(t, "all is there", func() bool { return stats(t, h).Prefetched == int64(len(windows)*8-2) })
+	before := stats(t, h).Faults
+	for _, off := range windows {
+		if off != 2*mib {
+			v.do(command{Op: "touch", Off: off})
+		}
+	}
+	if after := stats(t, h).Faults; after != before {
+		t.Errorf("%d faults for pages that are there", after-before)
+	}
+	same(t, v.memory(), f.want)
+}
+
+// TestNoHotSet: a hot set that is damaged, or another memory's, is said to be, and the guest's memory is right without.
+func TestNoHotSet(t *testing.T) {
+	for name, make := range map[string]func(path string) error{
+		"damaged": func(path string) error { return os.WriteFile(path, []byte("rubbish"), 0o600) },
+		"another": func(path string) error { return (&pager.HotSet{Size: 8 * mib, Windows: []int64{0}}).Save(path) },
+	} {
+		t.Run(name, func(t *testing.T) {
+			f := newFrozen(t, mib, 8)
+			cfg := f.config()
+			cfg.HotSet = filepath.Join(f.dir, "hot")
+			if err := make(cfg.HotSet); err != nil {
 				t.Fatal(err)
 			}
-		}
-		h := f.start(t, cfg)
-		v := f.vmm(t, cfg)
-		same(t, v.memory(), f.want)
-		s := stats(t, h)
-		if damage != (s.HotSetError != "") || damage != (s.HotSet == 0) {
-			t.Errorf("damaged %v: %+v", damage, s)
-		}
-		v.end()
-		soon(t, h.Done(), "the end")
-		stop(t, h)
+			h := f.start(t, cfg)
+			v := f.vmm(t, cfg)
+			same(t, v.memory(), f.want)
+			if s := stats(t, h); s.HotSetError == "" || s.HotSet != 0 || s.Prefetched != 0 {
+				t.Errorf("%+v", s)
+			}
+		})
+	}
+}
+
+// TestHugePages: what is said to be huge pages comes and goes as a whole.
+func TestHugePages(t *testing.T) {
+	f := newFrozen(t, 8*mib, 12)
+	clear(f.want[4*mib : 6*mib])
+	f.patches = append(f.patches, struct {
+		off  int64
+		data []byte
+	}{4 * mib, make([]byte, 2*mib)})
+	cfg := f.config()
+	cfg.HotSet = filepath.Join(f.dir, "hot")
+	if err := (&pager.HotSet{Size: 8 * mib, Windows: []int64{6*mib + 32<<10, 6*mib + 64<<10}}).Save(cfg.HotSet); err != nil {
+		t.Fatal(err)
+	}
+	h := f.start(t, cfg)
+	v := startVMM(t, vmmConfig{Socket: cfg.Socket, Regions: []vmmRegion{{Size: 2 * mib, Off: 6 * mib, Page: 2 * mib}, {Size: 6 * mib, Page: 2 * mib}}})
+	v.do(command{Op: "touch", Off: 5000})
+	v.do(command{Op: "remove", Off: 2 * mib, Len: 2 * mib})
+	clear(f.want[2*mib : 4*mib])
+	same(t, v.memory(), f.want)
+	if s := stats(t, h); s.Copied+s.Zeroed != 2048 || s.Zeroed != 1024 {
+		t.Errorf("%+v", s)
+	}
+}
+
+// TestLastDescriptor: after damage the pager keeps the descriptor, even if it alone has it. Without, the kernel would give
+// the guest zeros.
+func TestLastDescriptor(t *testing.T) {
+	f := newFrozen(t, mib, 5)
+	f.patches = nil
+	cfg := f.config()
+	h := f.start(t, cfg)
+	v := startVMM(t, vmmConfig{Socket: cfg.Socket, Regions: f.regions(), Forget: true})
+	if err := os.Truncate(f.base, 0); err != nil {
+		t.Fatal(err)
+	}
+	v.tell(command{Op: "touch", Off: 0})
+	soon(t, h.Done(), "damage is told")
+	if _, err := h.Stats(t.Context()); err != nil { // it lives on
+		t.Error(err)
+	}
+	v.end()
+	for v.out.Scan() {
+		t.Errorf("the guest read %s", v.out.Text())
 	}
 }
 

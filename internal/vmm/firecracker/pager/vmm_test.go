@@ -31,6 +31,7 @@ type vmmConfig struct {
 	Text    string // instead of the handshake; "" is a right one
 	NoFD    bool
 	WrongFD bool
+	Forget  bool // keep no descriptor, so that only the pager has it
 }
 
 type vmmRegion struct {
@@ -71,14 +72,12 @@ func vmmRun(config string) error {
 		return err
 	}
 	for i, r := range v.cfg.Regions {
-		flags := unix.MAP_PRIVATE | unix.MAP_ANONYMOUS
-		if r.Page > 4096 {
-			flags |= unix.MAP_HUGETLB
-		}
-		mem, err := unix.Mmap(-1, 0, int(r.Size), unix.PROT_READ|unix.PROT_WRITE, flags)
+		mem, err := unix.Mmap(-1, 0, int(r.Size+r.Page), unix.PROT_READ|unix.PROT_WRITE, unix.MAP_PRIVATE|unix.MAP_ANONYMOUS)
 		if err != nil {
 			return err
 		}
+		// Huge pages are only said to be; what matters is that they come as a whole.
+		mem = mem[-uintptr(unsafe.Pointer(&mem[0]))%uintptr(r.Page):][:r.Size]
 		if err := pager.Register(fd, mem); err != nil {
 			return err
 		}
@@ -130,6 +129,9 @@ func (v *fakeVMM) connect(fd int) error {
 		rights = nil
 	}
 	_, _, err = conn.WriteMsgUnix(text, rights, nil)
+	if v.cfg.Forget {
+		return unix.Close(fd)
+	}
 	return err // the connection is kept, as a VMM keeps it
 }
 
