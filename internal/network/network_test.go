@@ -450,10 +450,13 @@ func TestAttachAgain(t *testing.T) {
 	}
 }
 
-// flow is how many bits a second a few connections get together.
-func flow(t *testing.T, g *guest, request string, measured time.Duration) func() float64 {
+// flow answers how many megabits a second a few connections together bring to the guest, or take from it.
+func flow(t *testing.T, g *guest, in bool) func() float64 {
 	t.Helper()
-	var total atomic.Int64
+	request, total := "sink", &g.w.sunk
+	if in {
+		request, total = "pour", new(atomic.Int64)
+	}
 	for range 4 {
 		c, err := g.dial("tcp", worldEcho, patience)
 		if err != nil {
@@ -463,19 +466,16 @@ func flow(t *testing.T, g *guest, request string, measured time.Duration) func()
 		if _, err := c.Write([]byte(request)); err != nil {
 			t.Fatal(err)
 		}
-		if request != "pour" {
-			go func() {
-				for b := make([]byte, 16<<10); ; {
-					if _, err := c.Write(b); err != nil {
-						return
-					}
-				}
-			}()
-		}
 		go func() {
 			for b := make([]byte, 64<<10); ; {
-				n, err := c.Read(b)
-				total.Add(int64(n))
+				var n int
+				var err error
+				if in {
+					n, err = c.Read(b)
+					total.Add(int64(n))
+				} else {
+					_, err = c.Write(b)
+				}
 				if err != nil {
 					return
 				}
@@ -483,8 +483,8 @@ func flow(t *testing.T, g *guest, request string, measured time.Duration) func()
 		}()
 	}
 	return func() float64 {
-		// What a bucket and queues hold comes first.
-		time.Sleep(measured / 2)
+		const measured = 3 * time.Second
+		time.Sleep(measured / 2) // what a bucket and queues hold comes first, and senders find their pace
 		begin, before := time.Now(), total.Load()
 		time.Sleep(measured)
 		return float64(total.Load()-before) * 8 / time.Since(begin).Seconds() / 1e6
@@ -513,7 +513,7 @@ func TestBandwidth(t *testing.T) {
 			t.Fatal(err)
 		}
 	}
-	in := flow(t, g, "pour", 2*time.Second)
+	in := flow(t, g, true)
 	check("in", in(), 8)
 	limit(spore.Limits{NetworkInMbps: 20})
 	check("in, changed", in(), 20)
@@ -522,7 +522,7 @@ func TestBandwidth(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	out := flow(t, w.plug(l), "echo", 2*time.Second)
+	out := flow(t, w.plug(l), false)
 	check("out", out(), 4)
 	if err := m.Update(t.Context(), "b", isolated(spore.Egress{}), spore.Limits{}); err != nil {
 		t.Fatal(err)

@@ -192,7 +192,7 @@ func (m *Manager) clean(ctx context.Context, keep []string) ([]Leftover, error) 
 	if err != nil {
 		return nil, err
 	}
-	var errs []error
+	errs := []error{m.sweep()}
 	tables := false
 	for name := range names(all) {
 		if err := ctx.Err(); err != nil {
@@ -213,7 +213,7 @@ func (m *Manager) clean(ctx context.Context, keep []string) ([]Leftover, error) 
 		}
 		m.log.Info("removed a network that is nobody's", "network", name)
 	}
-	if tables && len(errs) == 0 {
+	if tables && errors.Join(errs...) == nil {
 		errs = append(errs, m.leaveHost())
 	}
 	return all, errors.Join(errs...)

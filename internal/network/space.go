@@ -32,6 +32,7 @@ type space struct {
 	names *nameServer
 	pins  map[netip.Addr]pin
 	doors []door // what of the host itself it may reach
+	gone  bool   // removed; its name may be another's
 }
 
 func newSpace(prefix string, slot int, outer netip.Addr) *space {
@@ -64,7 +65,7 @@ func (m *Manager) create(ctx context.Context) (*space, error) {
 		if err == nil {
 			return s, nil
 		}
-		if undo := m.remove(s); undo != nil {
+		if undo := m.abandon(s); undo != nil {
 			return nil, errors.Join(err, undo)
 		}
 		if !errors.Is(err, errTaken) {
@@ -318,6 +319,9 @@ func (m *Manager) remove(s *space) error {
 	}
 	s.mu.Lock()
 	defer s.mu.Unlock()
+	if s.gone {
+		return nil
+	}
 	err := m.perform(s, []task{
 		{"remove the link", func() error { return m.removeLink(s.name) }},
 		{"dismiss the link", func() error { return m.dismiss(s) }},
@@ -327,6 +331,7 @@ func (m *Manager) remove(s *space) error {
 	if err != nil {
 		return err
 	}
+	s.gone = true
 	m.mu.Lock()
 	defer m.mu.Unlock()
 	delete(m.spaces, s.name)

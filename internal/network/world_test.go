@@ -13,6 +13,7 @@ import (
 	"path/filepath"
 	"slices"
 	"strings"
+	"sync/atomic"
 	"testing"
 	"time"
 
@@ -31,6 +32,7 @@ type world struct {
 	hostPath string
 	internet *os.File
 	dir      string // of the namespaces of sandboxes
+	sunk     atomic.Int64
 }
 
 // What there is in the world, beside the host at hostAddr. Its way back to a sandbox is by the host's address only.
@@ -134,7 +136,8 @@ func up(t *testing.T, h *netlink.Handle, name string, addrs ...netip.Prefix) net
 	return link
 }
 
-// echo serves TCP and UDP: what comes is sent back. A TCP client that says "pour" is sent zeros for as long as it takes them.
+// echo serves TCP and UDP: what comes is sent back. A TCP client that says "pour" is sent zeros for as long as it takes them;
+// what one sends after "sink" is counted.
 func (w *world) echo(ns *os.File, at netip.AddrPort) {
 	w.t.Helper()
 	var l net.Listener
@@ -165,6 +168,16 @@ func (w *world) echo(ns *os.File, at netip.AddrPort) {
 					zeros := make([]byte, 32<<10)
 					for {
 						if _, err := c.Write(zeros); err != nil {
+							return
+						}
+					}
+				}
+				if string(first) == "sink" {
+					b := make([]byte, 32<<10)
+					for {
+						n, err := c.Read(b)
+						w.sunk.Add(int64(n))
+						if err != nil {
 							return
 						}
 					}

@@ -1,0 +1,525 @@
+package network
+
+import (
+	"bufio"
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io"
+	"net/netip"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"strings"
+	"sync"
+	"testing"
+	"time"
+
+	"golang.org/x/sys/unix"
+
+	"github.com/sporevm/spore"
+)
+
+var errInjected = errors.New("injected")
+
+// steps counts steps of a manager, and makes those fail that are asked for.
+type steps struct {
+	mu   sync.Mutex
+	seen []string
+	fail func(n int) bool // by number, from 0
+}
+
+func (s *steps) step(name string) error {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	n := len(s.seen)
+	s.seen = append(s.seen, name)
+	if s.fail != nil && s.fail(n) {
+		return fmt.Errorf("%w at %q", errInjected, name)
+	}
+	return nil
+}
+
+// die makes a manager leave everything as it is, as kill -9 does: the kernel closes its sockets, and nobody does anything else.
+func die(t *testing.T, m *Manager) {
+	t.Helper()
+	m.mu.Lock()
+	m.closed = true
+	var all []*space
+	for _, s := range m.spaces {
+		all = append(all, s)
+	}
+	m.mu.Unlock()
+	m.stop()
+	m.filling.Wait()
+	for _, s := range all {
+		if err := s.closeNames(); err != nil {
+			t.Fatal(err)
+		}
+	}
+	m.host.Close()
+	m.hostNS.Close()
+}
+
+var (
+	names1 = spore.Egress{AllowDomains: []string{"a.example.com", "b.example.com"}}
+	names2 = spore.Egress{AllowDomains: []string{"b.example.com"}, AllowCIDRs: []string{hostAddr.String()}}
+)
+
+// life is what is done with one network.
+func life(ctx context.Context, m *Manager) error {
+	l := spore.Limits{NetworkInMbps: 100, NetworkOutMbps: 100}
+	if _, err := m.Attach(ctx, "a", isolated(names1), l); err != nil {
+		return err
+	}
+	if err := m.Update(ctx, "a", isolated(names2), l); err != nil {
+		return err
+	}
+	return m.Detach(ctx, "a")
+}
+
+// count answers the steps of a life without trouble.
+func (w *world) count() []string {
+	w.t.Helper()
+	m := w.serving()
+	var s steps
+	m.step = s.step
+	if err := life(w.t.Context(), m); err != nil {
+		w.t.Fatal(err)
+	}
+	if err := m.Close(); err != nil {
+		w.t.Fatal(err)
+	}
+	return s.seen
+}
+
+// Whatever step fails, and even if the one that undoes it fails as well, nothing is left once the network has been detached.
+func TestFailureAtEachStep(t *testing.T) {
+	w := newWorld(t)
+	before := w.traces()
+	all := w.count()
+	if len(all) < 20 {
+		t.Fatalf("only the steps %v", all)
+	}
+	for n, name := range all {
+		for _, times := range []int{1, 3} {
+			m := w.serving()
+			s := steps{fail: func(k int) bool { return k >= n && k < n+times }}
+			m.step = s.step
+			err := life(t.Context(), m)
+			if err == nil || !strings.Contains(err.Error(), errInjected.Error()) {
+				t.Errorf("%s: the failure is not told: %v", name, err)
+			}
+			for again := 0; ; again++ { // it is the caller who tries again
+				if err = m.Detach(t.Context(), "a"); err == nil || again == times {
+					break
+				}
+			}
+			if err != nil {
+				t.Errorf("%s: %v", name, err)
+			}
+			if _, err := m.Clean(t.Context(), nil); err != nil {
+				t.Errorf("%s: %v", name, err)
+			}
+			if err := m.Close(); err != nil {
+				t.Errorf("%s: %v", name, err)
+			}
+			if after := w.traces(); after != before {
+				t.Fatalf("%s, %d times: left behind:\n%s\nthere was:\n%s", name, times, after, before)
+			}
+		}
+	}
+}
+
+// Whenever a server dies, the next one, or nobody but `spore doctor --clean`, removes what it left.
+func TestDeathAtEachStep(t *testing.T) {
+	w := newWorld(t)
+	before := w.traces()
+	for n, name := range w.count() {
+		for _, way := range []string{"recover", "clean"} {
+			dir := t.TempDir()
+			dead := w.manager(dir)
+			if _, err := dead.Recover(t.Context(), nil); err != nil {
+				t.Fatal(err)
+			}
+			s := steps{fail: func(k int) bool { return k >= n }}
+			dead.step = s.step
+			if err := life(t.Context(), dead); !errors.Is(err, errInjected) {
+				t.Fatalf("%s: %v", name, err)
+			}
+			die(t, dead)
+			m := w.manager(dir)
+			if way == "recover" {
+				if _, err := m.Recover(t.Context(), nil); err != nil {
+					t.Errorf("%s: %v", name, err)
+				}
+			} else {
+				found, err := m.Leftovers(nil)
+				if err != nil || len(found) == 0 {
+					t.Errorf("%s: nothing is left, which is not so: %v", name, err)
+				}
+				removed, err := m.Clean(t.Context(), nil)
+				if err != nil || len(removed) != len(found) {
+					t.Errorf("%s: of %v, %v were removed: %v", name, found, removed, err)
+				}
+				if left, err := m.Leftovers(nil); err != nil || len(left) > 0 {
+					t.Errorf("%s: still there: %v, %v", name, left, err)
+				}
+			}
+			if err := m.Close(); err != nil {
+				t.Errorf("%s: %v", name, err)
+			}
+			if after := w.traces(); after != before {
+				t.Fatalf("%s, %s: left behind:\n%s\nthere was:\n%s", name, way, after, before)
+			}
+		}
+	}
+}
+
+// A change that the old server began is over when the new one is there: nothing that only the old policy allowed goes on.
+func TestDeathInChange(t *testing.T) {
+	w := newWorld(t)
+	count := func() (first, last int) {
+		m := w.serving()
+		mustAttach(t, m, "a", spore.Egress{})
+		var s steps
+		m.step = s.step
+		change(t, m, "a", spore.Egress{Internet: off})
+		return 1, len(s.seen) // the first is the record; before it, nothing has begun
+	}
+	first, last := count()
+	for n := first; n < last; n++ {
+		dir := t.TempDir()
+		old := w.manager(dir)
+		if _, err := old.Recover(t.Context(), nil); err != nil {
+			t.Fatal(err)
+		}
+		g := w.plug(mustAttach(t, old, "a", spore.Egress{}))
+		flow, err := g.dial("tcp", worldEcho, patience)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if err := talk(flow, patience); err != nil {
+			t.Fatal(err)
+		}
+		s := steps{fail: func(k int) bool { return k >= n }}
+		old.step = s.step
+		if err := old.Update(t.Context(), "a", isolated(spore.Egress{Internet: off}), spore.Limits{}); !errors.Is(err, errInjected) {
+			t.Fatal(err)
+		}
+		// Its way back failed as well, at the first step; so what is on disk is what was to be.
+		die(t, old)
+		m := w.manager(dir)
+		missing, err := m.Recover(t.Context(), []string{"a"})
+		if err != nil || len(missing) > 0 {
+			t.Fatalf("step %d: %v, %v", n, missing, err)
+		}
+		if talk(flow, unanswered) == nil || g.reach("tcp", worldEcho, unanswered) == nil {
+			t.Errorf("died before step %d of a change: the old policy goes on", n)
+		}
+		flow.Close()
+		g.stop()
+		closeAll(t, m)
+	}
+}
+
+func TestRecoverKeeps(t *testing.T) {
+	w := newWorld(t)
+	zone := map[string]netip.Addr{"a.example.com": publicA, "b.example.com": publicB}
+	at := localNames(t, zone)
+	serve := func(o *Options) { o.Nameservers, o.PoolSize = []netip.AddrPort{at}, 2 }
+	dir := t.TempDir()
+	before := w.traces()
+	old := w.manager(dir, serve)
+	if _, err := old.Recover(t.Context(), nil); err != nil {
+		t.Fatal(err)
+	}
+	first := mustAttach(t, old, "keep", names1)
+	mustAttach(t, old, "drop", spore.Egress{})
+	broken := mustAttach(t, old, "broken", spore.Egress{})
+	g := w.plug(first)
+	if _, err := g.lookup("a.example.com", first); err != nil {
+		t.Fatal(err)
+	}
+	flow, err := g.dial("tcp", worldEcho, patience)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer flow.Close()
+	if err := talk(flow, patience); err != nil {
+		t.Fatal(err)
+	}
+	die(t, old)
+	if err := talk(flow, patience); err != nil {
+		t.Errorf("a flow while there is no server: %v", err)
+	}
+	if err := os.WriteFile(filepath.Join(dir, broken.Name+recordSuffix), []byte("{"), 0o600); err != nil {
+		t.Fatal(err)
+	}
+
+	m := w.manager(dir, serve)
+	if left, err := m.Leftovers([]string{"keep"}); err != nil || len(left) < 6 || strings.Contains(fmt.Sprint(left), first.Name) {
+		t.Errorf("left over are %v, %v", left, err)
+	}
+	missing, err := m.Recover(t.Context(), []string{"keep", "broken", "never"})
+	if err != nil {
+		t.Fatal(err)
+	}
+	if len(missing) != 2 || spore.CodeOf(missing["broken"]) != spore.CodeNotFound || spore.CodeOf(missing["never"]) != spore.CodeNotFound {
+		t.Errorf("missing are %v", missing)
+	}
+	if l, err := m.Link("keep"); err != nil || l != first {
+		t.Errorf("the link is %v, %v", l, err)
+	}
+	if err := talk(flow, patience); err != nil {
+		t.Errorf("a flow that was there before: %v", err)
+	}
+	if err := g.reach("udp", worldEcho, patience); err != nil {
+		t.Errorf("a pin of before: %v", err)
+	}
+	if addrs, err := g.lookup("b.example.com", first); err != nil || len(addrs) != 1 {
+		t.Errorf("names: %v, %v", addrs, err)
+	}
+	if err := g.reach("tcp", netip.AddrPortFrom(publicB, echoPort), patience); err != nil {
+		t.Errorf("a pin of now: %v", err)
+	}
+	// Once more changes nothing for what is there.
+	if missing, err := m.Recover(t.Context(), []string{"keep"}); err != nil || len(missing) > 0 {
+		t.Errorf("once more: %v, %v", missing, err)
+	}
+	change(t, m, "keep", names2)
+	if talk(flow, unanswered) == nil {
+		t.Error("a flow of before is not cut by a change of now")
+	}
+	closeAll(t, m)
+	if after := w.traces(); after != before {
+		t.Errorf("left behind:\n%s\nthere was:\n%s", after, before)
+	}
+}
+
+// A server that stops in order leaves the networks of sandboxes that go on, and nothing else.
+func TestCloseKeeps(t *testing.T) {
+	w := newWorld(t)
+	dir := t.TempDir()
+	old := w.manager(dir, func(o *Options) { o.PoolSize = 2 })
+	if _, err := old.Attach(t.Context(), "a", isolated(spore.Egress{}), spore.Limits{}); err == nil {
+		t.Error("attached before Recover")
+	}
+	if _, err := old.Recover(t.Context(), nil); err != nil {
+		t.Fatal(err)
+	}
+	l := mustAttach(t, old, "a", spore.Egress{})
+	g := w.plug(l)
+	if err := old.Close(); err != nil {
+		t.Fatal(err)
+	}
+	if err := old.Close(); err != nil {
+		t.Errorf("a second time: %v", err)
+	}
+	if _, err := old.Attach(t.Context(), "b", isolated(spore.Egress{}), spore.Limits{}); spore.CodeOf(err) != spore.CodeConflict {
+		t.Errorf("attached after Close: %v", err)
+	}
+	if err := g.reach("tcp", worldEcho, patience); err != nil {
+		t.Errorf("after the server's end: %v", err)
+	}
+	if n := strings.Count(w.traces(), "namespace "); n != 1 {
+		t.Errorf("%d namespaces are left", n)
+	}
+	m := w.manager(dir)
+	if removed, err := m.Clean(t.Context(), []string{"a"}); err != nil || len(removed) > 0 {
+		t.Errorf("removed %v of what is in use, %v", removed, err)
+	}
+	if err := g.reach("tcp", worldEcho, patience); err != nil {
+		t.Errorf("after the cleaning: %v", err)
+	}
+	if missing, err := m.Recover(t.Context(), []string{"a"}); err != nil || len(missing) > 0 {
+		t.Errorf("%v, %v", missing, err)
+	}
+}
+
+// plan is what a server in a process of its own is told to do.
+type plan struct {
+	Dir, Host, Namespaces string
+}
+
+const planVariable = "SPORE_NETWORK_TEST_PLAN"
+
+func TestMain(m *testing.M) {
+	if raw := os.Getenv(planVariable); raw != "" {
+		serveAndChurn(raw)
+		return
+	}
+	os.Exit(m.Run())
+}
+
+// serveAndChurn is a server that makes, changes and removes networks until it is killed.
+func serveAndChurn(raw string) {
+	fatal := func(err error) {
+		if err != nil {
+			fmt.Println("failed:", err)
+			os.Exit(1)
+		}
+	}
+	var p plan
+	fatal(json.Unmarshal([]byte(raw), &p))
+	ctx := context.Background()
+	m, err := New(Options{Dir: p.Dir, Host: p.Host, NamespaceDir: p.Namespaces, PoolSize: 2})
+	fatal(err)
+	missing, err := m.Recover(ctx, []string{"stays"})
+	fatal(err)
+	if len(missing) > 0 {
+		_, err = m.Attach(ctx, "stays", isolated(spore.Egress{}), spore.Limits{})
+		fatal(err)
+	}
+	fmt.Println("serving")
+	for i := 0; ; i++ {
+		fatal(life(ctx, m))
+		if i == 0 {
+			fmt.Println("one life is over")
+		}
+	}
+}
+
+func TestKilledServers(t *testing.T) {
+	w := newWorld(t)
+	before := w.traces()
+	p := plan{Dir: t.TempDir(), Host: w.hostPath, Namespaces: w.dir}
+	raw, err := json.Marshal(p)
+	if err != nil {
+		t.Fatal(err)
+	}
+	var g *guest
+	for round := range 6 {
+		cmd := exec.Command(os.Args[0], "-test.run=^$")
+		cmd.Env = append(os.Environ(), planVariable+"="+string(raw))
+		out, err := cmd.StdoutPipe()
+		if err != nil {
+			t.Fatal(err)
+		}
+		if err := cmd.Start(); err != nil {
+			t.Fatal(err)
+		}
+		lines := bufio.NewReader(out)
+		for range 2 {
+			if line, err := lines.ReadString('\n'); err != nil || strings.HasPrefix(line, "failed") {
+				t.Errorf("round %d: the server says %q, %v", round, line, err)
+			}
+		}
+		time.Sleep(time.Duration(round) * 37 * time.Millisecond) // somewhere in its work
+		if err := cmd.Process.Kill(); err != nil {
+			t.Fatal(err)
+		}
+		rest, _ := io.ReadAll(lines)
+		cmd.Wait()
+		if len(rest) > 0 {
+			t.Errorf("round %d: the server says %q", round, rest)
+		}
+		if g == nil {
+			m := w.manager(p.Dir)
+			known, _, err := m.records()
+			if err != nil {
+				t.Fatal(err)
+			}
+			for name, r := range known {
+				if r.ID == "stays" {
+					g = w.plug(Link{NetNS: m.netnsPath(name), Tap: TapName, MAC: GuestMAC, Address: GuestAddress, Gateway: Gateway})
+				}
+			}
+			if err := m.Close(); err != nil {
+				t.Fatal(err)
+			}
+		}
+		if err := g.reach("tcp", worldEcho, patience); err != nil {
+			t.Errorf("round %d: the one that stays: %v", round, err)
+		}
+	}
+	m := w.manager(p.Dir)
+	if missing, err := m.Recover(t.Context(), []string{"stays"}); err != nil || len(missing) > 0 {
+		t.Errorf("%v, %v", missing, err)
+	}
+	if n := strings.Count(w.traces(), "namespace "); n != 1 {
+		t.Errorf("%d namespaces are left", n)
+	}
+	closeAll(t, m)
+	if after := w.traces(); after != before {
+		t.Errorf("left behind:\n%s\nthere was:\n%s", after, before)
+	}
+}
+
+// A thread that does not come back from a namespace is never used again.
+func TestThreadThatStays(t *testing.T) {
+	w := newWorld(t)
+	own, err := os.Readlink("/proc/self/ns/net")
+	if err != nil {
+		t.Fatal(err)
+	}
+	foreign := func() int {
+		t.Helper()
+		tasks, err := filepath.Glob("/proc/self/task/*/ns/net")
+		if err != nil {
+			t.Fatal(err)
+		}
+		n := 0
+		for _, task := range tasks {
+			if ns, err := os.Readlink(task); err == nil && ns != own {
+				n++
+			}
+		}
+		return n
+	}
+	real := setns
+	defer func() { setns = real }()
+	for range 20 {
+		calls := 0
+		setns = func(fd int) error {
+			if calls++; calls%2 == 0 {
+				return unix.EPERM
+			}
+			return real(fd)
+		}
+		if err := within(w.host, func() error {
+			if unix.Gettid() == unix.Getpid() {
+				t.Error("the main thread is in a namespace")
+			}
+			return nil
+		}); err != nil {
+			t.Fatal(err)
+		}
+	}
+	for deadline := time.Now().Add(10 * time.Second); foreign() > 0; {
+		if time.Now().After(deadline) {
+			t.Fatalf("%d threads are in a namespace that is not theirs", foreign())
+		}
+		time.Sleep(time.Millisecond)
+	}
+	setns = func(int) error { return unix.EPERM }
+	if err := within(w.host, func() error { t.Error("ran outside"); return nil }); !errors.Is(err, unix.EPERM) {
+		t.Errorf("a namespace that cannot be entered: %v", err)
+	}
+}
+
+func FuzzRecord(f *testing.F) {
+	good, err := json.Marshal(record{Slot: 7, Outer: netip.MustParseAddr("198.19.0.14"), ID: "a", Network: isolated(names1), Limits: spore.Limits{NetworkInMbps: 5}})
+	if err != nil {
+		f.Fatal(err)
+	}
+	f.Add(good)
+	f.Add([]byte(`{"slot":-1}`))
+	f.Add([]byte(`{"slot":1,"outer":"::1"}`))
+	f.Add([]byte(`{"slot":1,"outer":"198.19.0.2","id":"x","network":{"mode":"isolated","egress":{"allowCIDRs":["::/0"]}}}`))
+	f.Add([]byte("null"))
+	f.Fuzz(func(t *testing.T, raw []byte) {
+		r, err := parseRecord(raw)
+		if err != nil {
+			return
+		}
+		s := newSpace("spore-abcde", r.Slot, r.Outer)
+		if len(s.name) > 15 || !s.inner.Is4() || s.inner == s.outer {
+			t.Fatalf("a space %+v", s)
+		}
+		if _, err := json.Marshal(r); err != nil {
+			t.Fatal(err)
+		}
+	})
+}
