@@ -46,8 +46,9 @@ func ParseCompatPolicy(field, s string) (CompatPolicy, error) {
 	return "", Invalidf(field, "%q is not a policy", s).WithHint("STRICT or GUEST_ONLY")
 }
 
-// Serves says whether a VM frozen with bound can be thawed by a machine that has current as its own and, beside them, the guest
-// images in installed. Machines hold guest images of several versions side by side, so a new one makes none of the old stale.
+// Serves says whether a VM frozen with bound can be thawed by a machine that has current as its own and, beside them, what is in
+// installed; see Node.Installed. Machines hold guest images, and some of them engines, of several versions side by side, so a new one
+// makes none of the old stale.
 func (p CompatPolicy) Serves(bound, current Components, installed []Components) CompatStatus {
 	if bound.GuestImage == "" || current.GuestImage == "" {
 		return CompatUnknown
@@ -63,9 +64,15 @@ func (p CompatPolicy) Serves(bound, current Components, installed []Components) 
 	if p == PolicyGuestOnly {
 		return CompatOK
 	}
+	format := current.StateFormat
+	if slices.ContainsFunc(installed, func(c Components) bool {
+		return c.GuestImage == "" && c.Engine == bound.Engine && c.StateFormat == bound.StateFormat
+	}) {
+		format = bound.StateFormat
+	}
 	status := CompatOK
 	for _, pair := range [][2]string{
-		{bound.Agent, guest.Agent}, {bound.Kernel, guest.Kernel}, {bound.Engine, current.Engine}, {bound.StateFormat, current.StateFormat},
+		{bound.Agent, guest.Agent}, {bound.Kernel, guest.Kernel}, {bound.Engine, current.Engine}, {bound.StateFormat, format},
 	} {
 		switch {
 		case pair[0] == "" || pair[1] == "":

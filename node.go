@@ -28,8 +28,10 @@ type Node struct {
 	Labels      map[string]string
 	Engine      string
 
-	Components Components   // its own
-	Installed  []Components // guest images that it holds beside; the other fields of these are the guest image's
+	Components Components // its own
+	// Installed are guest images that it holds beside, each with its own agent and kernel, and formats of device state that its engine
+	// loads beside, each with the engine and no guest image.
+	Installed []Components
 
 	VCPUs             int
 	MemoryMiB         int

@@ -6,6 +6,7 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
+	"io"
 	"log/slog"
 	"net"
 	"net/http"
@@ -19,6 +20,7 @@ import (
 	"github.com/sporevm/spore/internal/image"
 	"github.com/sporevm/spore/internal/kernel"
 	"github.com/sporevm/spore/internal/node"
+	"github.com/sporevm/spore/internal/vmm"
 )
 
 // Config says how to serve.
@@ -26,9 +28,13 @@ type Config struct {
 	DataDir   string
 	Listen    string // host:port, where port 0 takes a free one, or unix:PATH
 	TokenFile string // holds the bearer token; required beyond loopback
-	Engine    string // "qemu" or "sim"; "" is qemu
+	Engine    string // EngineAuto, EngineQEMU, EngineFirecracker or EngineSim; "" is auto
 	Accel     string // "auto", "kvm" or "tcg"; "" is auto
 	Pool      int    // VMs kept ready for each template in use
+	// NetworkPool is how many isolated networks are kept ready.
+	NetworkPool int
+	// DiskDirs are the directories from which sandboxes may be given disks. Empty: none may.
+	DiskDirs []string
 	Init      string // file of spore-init for kernel bundles; "" is the one built in
 	Version   string
 	Logger    *slog.Logger `json:"-"`
@@ -37,6 +43,16 @@ type Config struct {
 	// itself. Without either, rows are in SQLite in DataDir. See Database.
 	DatabaseFile string
 	DatabaseURL  string `json:"-"`
+	// FirecrackerDir has directories, one for each version, with a firecracker and its jailer in each; "" is engines/firecracker in
+	// DataDir, and when there are none there either, what PATH has.
+	FirecrackerDir string
+	// NoJailer runs Firecracker without its jailer, for servers that are not root. No walls hold then but its system call filter.
+	NoJailer bool
+	// FirecrackerPool is how many Firecracker processes are started ahead.
+	FirecrackerPool int
+	// MemoryBackend is MemoryAuto, MemoryFile or MemoryUffd; "" is auto. QEMU needs none.
+	MemoryBackend string
+
 	// StorageLimits are the percentages of the disk from which on less is taken in. Zero: spore.DefaultStorageLimits.
 	StorageLimits spore.StorageLimits
 	// Retention removes old snapshots by itself. Zero: none.
@@ -83,9 +99,17 @@ func Serve(ctx context.Context, cfg Config) (err error) {
 		return err
 	}
 	defer closing(&err, st.Close)
-	machine, err := openNode(ctx, cfg, dir)
+	nets, err := openNetworks(cfg, dir)
 	if err != nil {
 		return err
+	}
+	defer closing(&err, nets.Close)
+	machine, engine, err := openNode(ctx, cfg, dir, nets)
+	if err != nil {
+		return err
+	}
+	if c, ok := engine.(io.Closer); ok {
+		defer closing(&err, c.Close)
 	}
 	defer closing(&err, func() error {
 		ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), shutdownGrace)
@@ -121,29 +145,49 @@ func Serve(ctx context.Context, cfg Config) (err error) {
 	return err
 }
 
-// openNode opens what the machine stores, and the hypervisor.
-func openNode(ctx context.Context, cfg Config, dir *dataDir) (*node.Node, error) {
+// openNode opens what the machine stores, and the hypervisor. An engine that is an io.Closer is closed after the node.
+func openNode(ctx context.Context, cfg Config, dir *dataDir, nets *networks) (_ *node.Node, _ vmm.Engine, err error) {
 	images, err := image.Open(dir.path, image.Options{})
 	if err != nil {
-		return nil, err
+		return nil, nil, err
 	}
 	states, err := frozen.Open(dir.join("frozen"), frozen.Options{Log: cfg.Logger, Hook: cfg.Hook})
 	if err != nil {
-		return nil, err
+		return nil, nil, err
 	}
 	kernels := kernel.Open(dir.join("kernels"))
-	engine, err := openEngine(cfg, dir.path, kernels)
+	name, err := chooseEngine(cfg.Engine, dir.path)
 	if err != nil {
-		return nil, err
+		return nil, nil, err
 	}
-	name, err := os.Hostname()
+	engine, err := openEngine(ctx, cfg, name, dir.path, kernels)
 	if err != nil {
-		return nil, err
+		return nil, nil, err
 	}
-	return node.Open(ctx, node.Options{
-		ID: name, DataDir: dir.path, Engine: engine, Images: images, Kernels: kernels, Frozen: states, Logger: cfg.Logger, Pool: cfg.Pool,
-		Storage: cfg.StorageLimits,
+	defer func() {
+		if c, ok := engine.(io.Closer); ok && err != nil {
+			err = errors.Join(err, c.Close())
+		}
+	}()
+	host, err := os.Hostname()
+	if err != nil {
+		return nil, nil, err
+	}
+	governor, noGovernor, err := openGovernor(ctx, dir)
+	if err != nil {
+		return nil, nil, err
+	}
+	n, err := node.Open(ctx, node.Options{
+		ID: host, DataDir: dir.path, Engine: engine, Images: images, Kernels: kernels, Frozen: states, Logger: cfg.Logger, Pool: cfg.Pool,
+		Storage: cfg.StorageLimits, Networks: nets.by, NoNetworks: nets.no, Governor: governor, NoGovernor: noGovernor,
 	})
+	if err != nil {
+		return nil, nil, err
+	}
+	if err := rememberEngine(dir.path, name); err != nil {
+		return nil, nil, errors.Join(err, n.Close(ctx))
+	}
+	return n, engine, nil
 }
 
 // access opens the listener and reads the token. Only a listener on this machine may do without a token.

@@ -80,7 +80,7 @@ func tool(name, pkg, purpose string) Finding {
 
 // hypervisor asks the engine itself, so that the answer is what the server would find.
 func hypervisor(ctx context.Context, dataDir string) []Finding {
-	engine, err := openEngine(Config{}, dataDir, kernel.Open(filepath.Join(dataDir, "kernels")))
+	engine, err := openEngine(ctx, Config{}, EngineQEMU, dataDir, kernel.Open(filepath.Join(dataDir, "kernels")))
 	if err != nil {
 		return []Finding{{Name: "hypervisor", Verdict: FindingFail, Detail: spore.AsError(err).Error(), Hint: spore.AsError(err).Hint}}
 	}

@@ -39,6 +39,9 @@ type serving struct {
 }
 
 func TestMain(m *testing.M) {
+	if len(os.Args) > 1 && os.Args[1] == daemon.NetworkCommand {
+		os.Exit(daemon.NetworkStack(os.Args[2:]))
+	}
 	if raw := os.Getenv(serveVariable); raw != "" {
 		if err := serve(raw); err != nil {
 			fmt.Fprintln(os.Stderr, "serve:", err)

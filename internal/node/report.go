@@ -23,6 +23,15 @@ func (n *Node) Report(ctx context.Context) (*spore.NodeReport, error) {
 	if err := n.reportKernels(&r.Node); err != nil {
 		return nil, err
 	}
+	formats, err := n.stateFormats(ctx, info)
+	if err != nil {
+		return nil, err
+	}
+	for _, format := range formats {
+		if format != info.StateFormat {
+			r.Node.Installed = append(r.Node.Installed, spore.Components{Engine: info.Engine, StateFormat: format})
+		}
+	}
 	n.mu.Lock()
 	defer n.mu.Unlock()
 	r.Recovered = n.recovered
@@ -40,6 +49,20 @@ func (n *Node) Report(ctx context.Context) (*spore.NodeReport, error) {
 		})
 	}
 	return r, nil
+}
+
+// versions is an engine of which several versions may be installed: it loads device state of the formats of all of them.
+type versions interface {
+	StateFormats(ctx context.Context) ([]string, error)
+}
+
+// stateFormats are the formats of device state that can be thawed here.
+func (n *Node) stateFormats(ctx context.Context, now vmm.Info) ([]string, error) {
+	v, ok := n.opt.Engine.(versions)
+	if !ok {
+		return []string{now.StateFormat}, nil
+	}
+	return v.StateFormats(ctx)
 }
 
 // reportKernels fills in the guest images. One that is damaged is left out: nothing can be thawed with it.

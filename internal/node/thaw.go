@@ -6,6 +6,7 @@ import (
 	"crypto/rand"
 	"encoding/hex"
 	"errors"
+	"slices"
 	"time"
 
 	"github.com/sporevm/spore"
@@ -233,10 +234,14 @@ func (n *Node) fits(ctx context.Context, shape frozen.Shape, frozenID string) er
 	if err != nil {
 		return err
 	}
+	formats, err := n.stateFormats(ctx, now)
+	if err != nil {
+		return err
+	}
 	switch e := shape.Engine; {
 	case e.Engine != now.Engine:
 		return spore.Errorf(spore.CodeStale, "%s was frozen by %s; this node runs %s", frozenID, e.Engine, now.Engine)
-	case e.StateFormat != now.StateFormat:
+	case !slices.Contains(formats, e.StateFormat):
 		return spore.Errorf(spore.CodeStale, "%s was frozen under %s; this node's device state is %s", frozenID, e.StateFormat, now.StateFormat).
 			WithHint("build the template again, or run the %s that froze it", e.Engine)
 	case e.CPUFeatures != "" && e.CPUFeatures != now.CPUFeatures:
