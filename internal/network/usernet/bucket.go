@@ -95,6 +95,9 @@ func (b *bucket) within(ctx context.Context, n int, d time.Duration) bool {
 	}
 }
 
+// allow says whether n bytes may pass now.
+func (b *bucket) allow(n int) bool { return b.limiter.AllowN(time.Now(), min(n, leastBurst)) }
+
 // onWire is about how many bytes frames take that carry n bytes of a connection.
 func onWire(n int) int {
 	const payload, overhead = mtu - 40, 14 + 40

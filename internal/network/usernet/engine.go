@@ -28,7 +28,7 @@ type engine struct {
 	log      *slog.Logger
 	gate     *gate
 	wire     *wire
-	in, out  *bucket
+	in, out  *bucket // for what flows carry; so the acknowledgements of one direction never wait behind the data of the other
 	stack    *stack.Stack
 	resolver *resolver.Resolver
 	flows    *flows
@@ -51,7 +51,7 @@ func newEngine(spec Spec, log *slog.Logger) (*engine, error) {
 	}
 	e.ctx, e.cancel = context.WithCancel(context.Background())
 	e.flows = newFlows(e)
-	e.wire = newWire(e.out)
+	e.wire = newWire()
 	e.wire.ping = e.takeICMP
 	e.resolver = resolver.New(resolver.Options{
 		Policy: e.gate.policy.Load, Pin: e.gate.open, ResolvConf: spec.ResolvConf, Servers: spec.Nameservers, Logger: log,

@@ -64,8 +64,8 @@ func (e *engine) takeICMP(packet []byte) {
 		go e.awaitEchoes(d, key)
 	}
 	d.seen()
-	request := append([]byte(nil), icmp...)
-	if _, err := d.host.Write(request); err != nil { // the kernel puts in a number and a checksum of its own
+	// The kernel puts in a number and a checksum of its own.
+	if !e.out.allow(onWire(len(icmp))) || send(d.host, icmp) != nil {
 		e.wire.dropped.Add(1)
 	}
 }
@@ -92,6 +92,11 @@ func (e *engine) awaitEchoes(d *datagrams, key pingKey) {
 			e.replyEcho(key.to, key.ident, icmp.Sequence(), icmp.Payload())
 		}
 	}
+}
+
+func send(conn net.Conn, data []byte) error {
+	_, err := conn.Write(data)
+	return err
 }
 
 // dialPing makes a socket that sends pings and hears their answers, which the kernel lets anybody do whose group is in

@@ -96,13 +96,13 @@ func (c *connection) carry() {
 		})
 	}
 	half(func() error {
-		if err := move(c.host, c.guest, nil); err != nil {
+		if err := move(c.host, c.guest, c.pace(c.engine.out)); err != nil {
 			return err
 		}
 		return c.host.CloseWrite()
 	})
 	half(func() error {
-		if err := move(c.guest, c.host, func(n int) error { return c.engine.in.wait(c.ctx, onWire(n)) }); err != nil {
+		if err := move(c.guest, c.host, c.pace(c.engine.in)); err != nil {
 			return err
 		}
 		return c.guest.CloseWrite()
@@ -112,16 +112,20 @@ func (c *connection) carry() {
 	c.guest.Close()
 }
 
-// move copies until the source ends. Reading no faster than the other side takes is all the flow control that there is to do.
-func move(to io.Writer, from io.Reader, before func(n int) error) error {
+// pace waits until a rate lets n bytes of the connection pass.
+func (c *connection) pace(b *bucket) func(n int) error {
+	return func(n int) error { return b.wait(c.ctx, onWire(n)) }
+}
+
+// move copies until the source ends. Reading no faster than the other side takes, and the rate lets pass, is all the flow control
+// that there is to do.
+func move(to io.Writer, from io.Reader, pace func(n int) error) error {
 	buf := make([]byte, chunk)
 	for {
 		n, err := from.Read(buf)
 		if n > 0 {
-			if before != nil {
-				if err := before(n); err != nil {
-					return err
-				}
+			if err := pace(n); err != nil {
+				return err
 			}
 			if _, err := to.Write(buf[:n]); err != nil {
 				return err

@@ -50,6 +50,10 @@ func (e *engine) acceptUDP(r *udp.ForwarderRequest) bool {
 					return
 				}
 				d.seen()
+				if !e.out.within(d.ctx, onWire(n), datagramPatience) {
+					e.wire.dropped.Add(1)
+					continue
+				}
 				// What the network does not take is lost, as datagrams are. A port that is closed the reader hears of.
 				d.host.Write(buf[:n])
 			}

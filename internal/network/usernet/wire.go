@@ -24,10 +24,7 @@ const queued = 1024
 // wire is the link to the guest: the stack's end of the cable. It carries IPv4 from and to the guest's one address and answers
 // its ARP requests by itself; all else is dropped. It implements stack.LinkEndpoint.
 type wire struct {
-	out  *bucket // from the guest
-	ping func(packet []byte)
-
-	conn       io.ReadWriteCloser
+	ping       func(packet []byte) // takes the guest's ICMP
 	queue      chan []byte
 	dispatcher atomic.Pointer[stack.NetworkDispatcher]
 	guest      atomic.Uint64 // the guest's hardware address, in the low 48 bits
@@ -35,8 +32,8 @@ type wire struct {
 	inBytes, outBytes, dropped atomic.Int64
 }
 
-func newWire(out *bucket) *wire {
-	w := &wire{out: out, queue: make(chan []byte, queued)}
+func newWire() *wire {
+	w := &wire{queue: make(chan []byte, queued)}
 	w.learn(guestMAC[:])
 	return w
 }
@@ -60,7 +57,7 @@ func (w *wire) carry(ctx context.Context, conn io.ReadWriteCloser) error {
 	defer stop()
 	var wg sync.WaitGroup
 	wg.Go(func() { w.write(ctx, conn); cancel() })
-	err := w.read(ctx, conn)
+	err := w.read(conn)
 	cancel()
 	wg.Wait()
 	conn.Close() // may have been done already
@@ -70,7 +67,7 @@ func (w *wire) carry(ctx context.Context, conn io.ReadWriteCloser) error {
 	return nil // however a VM's end looks from here
 }
 
-func (w *wire) read(ctx context.Context, conn io.Reader) error {
+func (w *wire) read(conn io.Reader) error {
 	r := newFrameReader(conn)
 	for {
 		frame, err := r.next()
@@ -78,10 +75,6 @@ func (w *wire) read(ctx context.Context, conn io.Reader) error {
 			return err
 		}
 		w.outBytes.Add(int64(len(frame)))
-		// Reading slower is all that it takes: the VM's queue fills, and the guest waits.
-		if err := w.out.wait(ctx, len(frame)); err != nil {
-			return err
-		}
 		if !w.take(frame) {
 			w.dropped.Add(1)
 		}

@@ -157,14 +157,18 @@ func newWorld(t testing.TB) *world {
 		if err := netlink.RouteAdd(&netlink.Route{Gw: net.ParseIP(routerIP)}); err != nil {
 			return err
 		}
-		// Else pings would need a right.
-		return os.WriteFile("/proc/sys/net/ipv4/ping_group_range", []byte("0 2147483647"), 0)
+		return allowPings("0 2147483647")
 	})
 	w.net.do(t, func() error {
 		return errors.Join(up("lo", serverIP+"/32", otherIP+"/32", privateIP+"/32"), up("world", routerIP+"/24"))
 	})
 	w.names = newNames(t, w.net)
 	return w
+}
+
+// allowPings says which groups may ping, in this thread's namespace.
+func allowPings(groups string) error {
+	return os.WriteFile("/proc/sys/net/ipv4/ping_group_range", []byte(groups), 0)
 }
 
 // listen is a server of the world.
@@ -295,6 +299,7 @@ type guest struct {
 
 	mu   sync.Mutex
 	seen [][]byte // frames that are no IPv4
+	icmp [][]byte // packets
 }
 
 func newGuest(t testing.TB, socket string) *guest {
@@ -341,6 +346,11 @@ func newGuest(t testing.TB, socket string) *guest {
 				return
 			}
 			if frame[12] == 8 && frame[13] == 0 {
+				if frame[14+9] == 1 {
+					g.mu.Lock()
+					g.icmp = append(g.icmp, slices.Clone(frame[14:]))
+					g.mu.Unlock()
+				}
 				pkt := stack.NewPacketBuffer(stack.PacketBufferOptions{Payload: buffer.MakeWithData(frame[14:])})
 				g.link.InjectInbound(ipv4.ProtocolNumber, pkt)
 				pkt.DecRef()
