@@ -145,7 +145,7 @@ func globEscape(path string) string {
 
 // launch starts a Firecracker that has no VM yet, in work, and returns when it answers. On error nothing is left of it but
 // the directory, with its logs.
-func (e *Engine) launch(ctx context.Context, b *Binary, work string, nic *vmm.NIC) (*jail, error) {
+func (e *Engine) launch(ctx context.Context, b *Binary, work string, nic *vmm.NIC, fileSize int64) (*jail, error) {
 	j := &jail{work: work, id: newJailID(), binary: b, jailed: !e.opts.NoJailer, uid: -1}
 	if j.jailed {
 		if err := e.canJail(b); err != nil {
@@ -153,7 +153,7 @@ func (e *Engine) launch(ctx context.Context, b *Binary, work string, nic *vmm.NI
 		}
 		j.uid = uidFor(e.opts.UIDBase, j.id)
 	}
-	logs, err := j.start(e, nic)
+	logs, err := j.start(e, nic, fileSize)
 	if err != nil {
 		return nil, err
 	}
@@ -183,7 +183,7 @@ func (e *Engine) canJail(b *Binary) error {
 
 // start makes directories and pipes and starts the process. It returns the pipe of the log, to be held open for writing
 // until Firecracker has opened it, or the reader would see its end too early.
-func (j *jail) start(e *Engine, nic *vmm.NIC) (logs *os.File, err error) {
+func (j *jail) start(e *Engine, nic *vmm.NIC, fileSize int64) (logs *os.File, err error) {
 	if err := os.MkdirAll(j.root(), 0o700); err != nil {
 		return nil, diskError("make the VM's directory", err)
 	}
@@ -224,7 +224,7 @@ func (j *jail) start(e *Engine, nic *vmm.NIC) (logs *os.File, err error) {
 	}
 	defer null.Close()
 
-	path, args, attr := j.command(e, nic)
+	path, args, attr := j.command(e, nic, fileSize)
 	attr.Files = []*os.File{null, stdout, stderr}
 	child, err := startIn(j.joinNetNS(nic), path, append([]string{filepath.Base(path)}, args...), attr)
 	if err != nil {
@@ -234,12 +234,17 @@ func (j *jail) start(e *Engine, nic *vmm.NIC) (logs *os.File, err error) {
 		_, waitErr := child.Wait()
 		return logs, errors.Join(err, child.Kill(), waitErr)
 	}
+	if err := j.proc.noCore(); err != nil {
+		killErr := j.proc.kill()
+		<-j.proc.done
+		return logs, errors.Join(err, killErr)
+	}
 	j.api = newClient(func(ctx context.Context) (net.Conn, error) { return j.dial(ctx, nameAPI) })
 	return logs, nil
 }
 
 // command is what to run: the jailer, which becomes Firecracker in its jail, or Firecracker itself.
-func (j *jail) command(e *Engine, nic *vmm.NIC) (path string, args []string, attr *os.ProcAttr) {
+func (j *jail) command(e *Engine, nic *vmm.NIC, fileSize int64) (path string, args []string, attr *os.ProcAttr) {
 	attr = &os.ProcAttr{Dir: j.root(), Env: []string{"LC_ALL=C", "PATH=/usr/bin:/bin"}, Sys: &syscall.SysProcAttr{Setsid: true}}
 	if os.Geteuid() == 0 && (nic == nil || nic.Tap == "") {
 		attr.Sys.Cloneflags = unix.CLONE_NEWNET // one of its own, gone with it; there is nothing in it
@@ -252,7 +257,7 @@ func (j *jail) command(e *Engine, nic *vmm.NIC) (path string, args []string, att
 	uid := strconv.Itoa(j.uid)
 	args = []string{
 		"--id", j.id, "--exec-file", j.binary.Firecracker, "--uid", uid, "--gid", uid,
-		"--chroot-base-dir", j.work, "--resource-limit", "no-file=2048",
+		"--chroot-base-dir", j.work, "--resource-limit", "no-file=2048", "--resource-limit", fmt.Sprintf("fsize=%d", fileSize),
 	}
 	if nic != nil && nic.NetNS != "" {
 		args = append(args, "--netns", nic.NetNS)

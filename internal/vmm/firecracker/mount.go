@@ -201,12 +201,18 @@ func (j *jail) attach(mounts []attachment) error {
 	})
 }
 
-// onOwnThread runs fn on a thread that ends with it, so that fn may leave it in whatever namespaces it likes.
+// onOwnThread runs fn on a thread that ends with it, so that fn may leave it in whatever namespaces it likes. It is never
+// the process's first thread: that one would stay, and what the process sees of itself in /proc is what that thread sees.
 func onOwnThread(fn func() error) error {
 	done := make(chan error)
 	go func() {
-		runtime.LockOSThread() // never unlocked: the thread dies with the goroutine
-		done <- fn()
+		runtime.LockOSThread()
+		if unix.Gettid() == unix.Getpid() {
+			done <- onOwnThread(fn) // while this goroutine keeps the first thread, it goes to another
+			runtime.UnlockOSThread()
+			return
+		}
+		done <- fn() // never unlocked: the thread dies with the goroutine
 	}()
 	return <-done
 }

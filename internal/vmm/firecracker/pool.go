@@ -38,14 +38,17 @@ func newPool(e *Engine) *pool {
 // failurePause is how long the pool waits before it tries again to start a process after that has failed.
 const failurePause = 10 * time.Second
 
+// pooledFileSize is how large a file a process may write that was started before it was known for what.
+const pooledFileSize = 256 << 30
+
 // take moves a waiting process of the binary to work; nil when there is none. Whoever takes one sets off its
 // replacement.
-func (p *pool) take(b *Binary, work string, nic *vmm.NIC) (*jail, error) {
+func (p *pool) take(b *Binary, work string, nic *vmm.NIC, fileSize int64) (*jail, error) {
 	if p.cap == 0 {
 		return nil, nil
 	}
 	p.fill(b)
-	if nic != nil && nic.Tap != "" {
+	if nic != nil && nic.Tap != "" || fileSize > pooledFileSize {
 		return nil, nil
 	}
 	for {
@@ -142,7 +145,7 @@ func (p *pool) start(ctx context.Context, b *Binary) (*jail, error) {
 	if err := newWork(work); err != nil {
 		return nil, err
 	}
-	j, err := p.eng.launch(ctx, b, work, nil)
+	j, err := p.eng.launch(ctx, b, work, nil, pooledFileSize)
 	if err != nil {
 		return nil, errors.Join(err, os.RemoveAll(work))
 	}

@@ -87,21 +87,13 @@ func (p *process) ended() bool {
 	}
 }
 
-// limit bounds what the process may take from now on.
-func (p *process) limit(fileBytes int64) error {
-	for resource, n := range map[int]uint64{
-		unix.RLIMIT_CORE:  0, // a core file would hold the guest's secrets
-		unix.RLIMIT_FSIZE: uint64(fileBytes),
-	} {
-		var old unix.Rlimit
-		err := unix.Prlimit(p.pid, resource, nil, &old)
-		if err == nil {
-			n = min(n, old.Max) // more than its parent's only a privileged server could give it
-			err = unix.Prlimit(p.pid, resource, &unix.Rlimit{Cur: n, Max: n}, nil)
-		}
-		if err != nil && !errors.Is(err, syscall.ESRCH) { // ended already, which its owner learns elsewhere
-			return fmt.Errorf("firecracker: limit process %d: %w", p.pid, err)
-		}
+// noCore keeps the process from leaving a core file, which would hold the guest's secrets. It is called as the process
+// starts; once the jailer has changed its user a server without the capability may no longer do that, and then the
+// user's own limit holds.
+func (p *process) noCore() error {
+	err := unix.Prlimit(p.pid, unix.RLIMIT_CORE, &unix.Rlimit{}, nil)
+	if err != nil && !errors.Is(err, syscall.ESRCH) && !errors.Is(err, syscall.EPERM) {
+		return fmt.Errorf("firecracker: limit process %d: %w", p.pid, err)
 	}
 	return nil
 }

@@ -154,7 +154,7 @@ func (e *Engine) prepare(ctx context.Context, p platform, b *Binary, cfg vmm.Con
 	if err != nil {
 		return nil, err
 	}
-	j, err := e.pool.take(b, work, cfg.NIC)
+	j, err := e.pool.take(b, work, cfg.NIC, largestFile(s))
 	if err != nil {
 		return nil, err
 	}
@@ -162,7 +162,7 @@ func (e *Engine) prepare(ctx context.Context, p platform, b *Binary, cfg vmm.Con
 		if err := newWork(work); err != nil {
 			return nil, err
 		}
-		if j, err = e.launch(ctx, b, work, cfg.NIC); err != nil {
+		if j, err = e.launch(ctx, b, work, cfg.NIC, largestFile(s)); err != nil {
 			return nil, errors.Join(err, os.RemoveAll(work))
 		}
 	}
@@ -199,16 +199,13 @@ func (m *machine) furnish() error {
 	if err := m.jail.expose(files); err != nil {
 		return err
 	}
-	if err := m.jail.makeScratch(); err != nil {
-		return err
-	}
-	return m.jail.proc.limit(m.maxFile())
+	return m.jail.makeScratch()
 }
 
-// maxFile is the largest file that Firecracker has any business with.
-func (m *machine) maxFile() int64 {
-	size := max(ramBytes(m.cfg), maxStateSize)
-	for _, d := range m.shape.Drives {
+// largestFile is the size of the largest file that Firecracker has any business with.
+func largestFile(s shape) int64 {
+	size := max(int64(s.MemoryMiB)<<20, maxStateSize)
+	for _, d := range s.Drives {
 		size = max(size, d.Size)
 	}
 	return size
