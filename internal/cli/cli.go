@@ -48,11 +48,14 @@ type ServeConfig struct {
 	Listen    string // host:port or unix:PATH
 	DataDir   string // absolute
 	TokenFile string // "" is none
-	Engine    string // "qemu" or "sim"
+	Engine    string // "auto", "qemu", "firecracker" or "sim"
 	Accel     string // "auto", "kvm" or "tcg"
 	Pool      int    // thawed VMs kept ready per hot template
 	Version   string
 	Logger    *slog.Logger
+
+	// EngineConfig says where hypervisors are and how they are used.
+	EngineConfig
 
 	// Of the database at most one is set; with neither it is SQLite in DataDir.
 	DatabaseFile string // absolute; holds a URL
@@ -67,9 +70,18 @@ type ServeConfig struct {
 	OperationTimeout    time.Duration
 }
 
+// EngineConfig is what a command that deals with hypervisors was told of them.
+type EngineConfig struct {
+	FirecrackerDir  string // absolute; one directory for each version; "" is the default place
+	NoJailer        bool
+	FirecrackerPool int    // processes started ahead
+	MemoryBackend   string // "auto", "file" or "uffd"
+}
+
 // DoctorConfig is what `spore doctor` was told.
 type DoctorConfig struct {
 	DataDir string // absolute; may not exist
+	EngineConfig
 }
 
 // CheckStatus is the verdict of one check of the doctor.

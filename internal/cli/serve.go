@@ -23,6 +23,7 @@ func notBuiltIn(what string) error {
 func (a *app) serveCommand() *cobra.Command {
 	cfg := ServeConfig{Version: a.Version}
 	var limits limitFlags
+	var engine engineFlags
 	var level, format string
 	cmd := &cobra.Command{
 		Use:   "serve",
@@ -32,8 +33,12 @@ next one on the same data directory.
 
 Rows are kept in SQLite in the data directory, or in PostgreSQL when --database-file names a file that holds a postgres://
 URL, or SPORE_DATABASE_URL is one. The URL holds a password, so it is never an argument, and the file must be readable by
-its owner only.`,
+its owner only.
+
+The engine is the one that the data directory was served with before, and QEMU for a new one, unless --engine names one. Firecracker needs
+KVM, and root for its jailer.`,
 		Example: `  spore serve --data /srv/spore
+  spore serve --engine firecracker --firecracker-dir /opt/firecracker
   spore serve --database-file /etc/spore/database --snapshot-keep-last 20 --snapshot-max-age 30d --quota-bytes 500GiB
   spore serve --listen 0.0.0.0:7070 --token-file /etc/spore/token`,
 		Args: exactly(0),
@@ -47,6 +52,12 @@ its owner only.`,
 			}
 			if !slices.Contains([]string{"auto", "kvm", "tcg"}, cfg.Accel) {
 				return usage(cmd, errors.New("--accel takes auto, kvm or tcg, not "+quote(cfg.Accel)))
+			}
+			if !slices.Contains(engines, cfg.Engine) {
+				return usage(cmd, errors.New("--engine takes "+strings.Join(engines, ", ")+", not "+quote(cfg.Engine)))
+			}
+			if err := engine.into(&cfg.EngineConfig, cmd); err != nil {
+				return err
 			}
 			if cfg.Pool < 0 {
 				return usage(cmd, errors.New("--pool cannot be negative"))
@@ -71,15 +82,17 @@ its owner only.`,
 	}
 	f := cmd.Flags()
 	f.StringVar(&cfg.Listen, "listen", "127.0.0.1:7070", "address to listen on; beyond loopback it needs --token-file")
-	f.StringVar(&cfg.Engine, "engine", "qemu", "the hypervisor")
+	f.StringVar(&cfg.Engine, "engine", "auto", "the hypervisor: auto, qemu, firecracker or sim, which runs no guests")
 	f.StringVar(&cfg.Accel, "accel", "auto", "what runs the guest: auto, kvm or tcg")
 	f.IntVar(&cfg.Pool, "pool", 0, "thawed VMs to keep ready for each template in use")
 	f.StringVar(&cfg.DatabaseFile, "database-file", "", "file that holds the URL of a PostgreSQL database (SPORE_DATABASE_URL is one itself)")
 	f.DurationVar(&cfg.OperationTimeout, "operation-timeout", 15*time.Minute, "how long a snapshot, rollback, fork, pause or resume may take")
+	engine.add(cmd)
 	limits.add(cmd)
 	cmd.MarkFlagFilename("database-file")
 	f.StringVar(&level, "log-level", "info", "least level to log: debug, info, warn or error")
 	f.StringVar(&format, "log-format", "text", "form of the log: text or json")
+	cmd.RegisterFlagCompletionFunc("engine", words(engines...))
 	cmd.RegisterFlagCompletionFunc("accel", words("auto", "kvm", "tcg"))
 	cmd.RegisterFlagCompletionFunc("log-level", words("debug", "info", "warn", "error"))
 	cmd.RegisterFlagCompletionFunc("log-format", words("text", "json"))
