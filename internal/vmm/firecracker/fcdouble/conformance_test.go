@@ -115,7 +115,6 @@ func TestConformance(t *testing.T) {
 
 // TestScripts runs the scripts on the stand-ins for the oldest and the newest version.
 func TestScripts(t *testing.T) {
-	api := readAPI(t)
 	for _, version := range []string{fcdouble.Versions[0], fcdouble.DefaultVersion} {
 		minor, err := strconv.Atoi(strings.Split(version, ".")[1])
 		must(t, err)
@@ -128,7 +127,7 @@ func TestScripts(t *testing.T) {
 					}
 					_, body, _ := strings.Cut(line, ": 400 ")
 					body, _, _ = strings.Cut(body, ", exit code")
-					if body != "" && (json.Unmarshal([]byte(body), &fault) != nil || fault.Message == "") {
+					if body != "" && !strings.Contains(body, "unanswered requests") && (json.Unmarshal([]byte(body), &fault) != nil || fault.Message == "") {
 						t.Errorf("a refusal without a message: %s", line)
 					}
 					if strings.Contains(line, ", exit code") && !strings.HasSuffix(line, ", exit code 1") {
@@ -138,7 +137,6 @@ func TestScripts(t *testing.T) {
 			})
 		}
 	}
-	_ = api
 }
 
 // TestFlags compares what command lines come to.

@@ -6,10 +6,12 @@ import (
 	"fmt"
 	"io"
 	"net"
+	"os"
 	"strconv"
 	"strings"
 	"sync"
 	"syscall"
+	"time"
 )
 
 // vsock is the vsock device with its socket on the host.
@@ -110,6 +112,59 @@ type vsockConn struct {
 	data chan []byte   // what the host sends; closed at its end
 	dead chan struct{} // closed when a snapshot has reset the guest's end
 	rest []byte
+	late deadline
+}
+
+// deadline is when a read is given up.
+type deadline struct {
+	mu    sync.Mutex
+	timer *time.Timer
+	over  chan struct{} // closed when it has passed
+}
+
+func (d *deadline) set(t time.Time) {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	if d.timer != nil && !d.timer.Stop() {
+		<-d.over // it closes the channel that we had
+	}
+	d.timer = nil
+	select {
+	case <-d.channel():
+		d.over = make(chan struct{})
+	default:
+	}
+	if wait := time.Until(t); !t.IsZero() && wait <= 0 {
+		close(d.over)
+	} else if !t.IsZero() {
+		over := d.over
+		d.timer = time.AfterFunc(wait, func() { close(over) })
+	}
+}
+
+func (d *deadline) channel() chan struct{} {
+	if d.over == nil {
+		d.over = make(chan struct{})
+	}
+	return d.over
+}
+
+func (d *deadline) wait() <-chan struct{} {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	return d.channel()
+}
+
+// SetReadDeadline ends a Read that is under way when it passes.
+func (c *vsockConn) SetReadDeadline(t time.Time) error {
+	c.late.set(t)
+	return nil
+}
+
+// SetDeadline sets both deadlines.
+func (c *vsockConn) SetDeadline(t time.Time) error {
+	c.late.set(t)
+	return c.UnixConn.SetWriteDeadline(t)
 }
 
 // pump brings what the host sends. Of a connection that was reset the guest knows nothing any more: it answers whatever comes
@@ -149,6 +204,8 @@ func (c *vsockConn) Read(p []byte) (int, error) {
 		c.m.waitRunning()
 		select {
 		case <-c.dead:
+		case <-c.late.wait():
+			return 0, os.ErrDeadlineExceeded
 		case b, ok := <-c.data:
 			if !ok {
 				return 0, io.EOF
