@@ -26,7 +26,7 @@ func echoRequest(to string, ident, sequence uint16, payload []byte) []byte {
 }
 
 // pinged sends a packet and returns the ICMP message that comes for it.
-func (g *guest) pinged(packet []byte) (from string, m header.ICMPv4) {
+func (g *inner) pinged(packet []byte) (from string, m header.ICMPv4) {
 	g.t.Helper()
 	g.mu.Lock()
 	before := len(g.icmp)

@@ -171,6 +171,12 @@ func allowPings(groups string) error {
 	return os.WriteFile("/proc/sys/net/ipv4/ping_group_range", []byte(groups), 0)
 }
 
+func (w *world) tcpListener(t testing.TB, addr string) (l net.Listener) {
+	t.Helper()
+	w.net.do(t, func() (err error) { l, err = net.Listen("tcp4", addr); return err })
+	return l
+}
+
 // listen is a server of the world.
 func (w *world) listen(t testing.TB, addr string, serve func(net.Conn)) {
 	t.Helper()
@@ -289,8 +295,8 @@ func cleaned(t testing.TB, dir string) {
 	}
 }
 
-// guest is a guest's side of a link: a network stack in this process.
-type guest struct {
+// inner is a guest's side of a link: a network stack in this process.
+type inner struct {
 	t     testing.TB
 	stack *stack.Stack
 	conn  net.Conn
@@ -302,11 +308,11 @@ type guest struct {
 	icmp [][]byte // packets
 }
 
-func newGuest(t testing.TB, socket string) *guest {
+func newGuest(t testing.TB, socket string) *inner {
 	t.Helper()
 	conn, err := net.Dial("unix", socket)
 	must(t, err)
-	g := &guest{t: t, conn: conn, link: channel.New(4096, mtu, ""), done: make(chan struct{})}
+	g := &inner{t: t, conn: conn, link: channel.New(4096, mtu, ""), done: make(chan struct{})}
 	g.stack = stack.New(stack.Options{
 		NetworkProtocols:   []stack.NetworkProtocolFactory{ipv4.NewProtocolWithOptions(ipv4.Options{AllowExternalLoopbackTraffic: true})},
 		TransportProtocols: []stack.TransportProtocolFactory{tcp.NewProtocol, udp.NewProtocol, icmp.NewProtocol4},
@@ -370,7 +376,7 @@ func newGuest(t testing.TB, socket string) *guest {
 	return g
 }
 
-func (g *guest) send(kind uint16, payload []byte) error {
+func (g *inner) send(kind uint16, payload []byte) error {
 	frame := append(append([]byte(nil), gatewayMAC[:]...), guestMAC[:]...)
 	frame = append(append(frame, byte(kind>>8), byte(kind)), payload...)
 	_, err := g.conn.Write(append([]byte{0, 0, byte(len(frame) >> 8), byte(len(frame))}, frame...))
@@ -383,7 +389,7 @@ func full(addr string) tcpip.FullAddress {
 }
 
 // dial connects from the guest.
-func (g *guest) dial(addr string) (*gonet.TCPConn, error) {
+func (g *inner) dial(addr string) (*gonet.TCPConn, error) {
 	ctx, cancel := context.WithTimeout(context.Background(), patience)
 	defer cancel()
 	conn, err := gonet.DialContextTCP(ctx, g.stack, full(addr), ipv4.ProtocolNumber)
@@ -395,7 +401,7 @@ func (g *guest) dial(addr string) (*gonet.TCPConn, error) {
 }
 
 // reaches says whether the guest can connect. A refusal must come at once rather than by waiting.
-func (g *guest) reaches(addr string) bool {
+func (g *inner) reaches(addr string) bool {
 	g.t.Helper()
 	conn, err := g.dial(addr)
 	if err != nil && !strings.Contains(err.Error(), "refused") {
@@ -407,7 +413,7 @@ func (g *guest) reaches(addr string) bool {
 	return err == nil
 }
 
-func (g *guest) udp(addr string) *gonet.UDPConn {
+func (g *inner) udp(addr string) *gonet.UDPConn {
 	g.t.Helper()
 	to := full(addr)
 	conn, err := gonet.DialUDP(g.stack, nil, &to, ipv4.ProtocolNumber)
@@ -418,7 +424,7 @@ func (g *guest) udp(addr string) *gonet.UDPConn {
 }
 
 // resolve asks the guest's name server; "" when there is no such name.
-func (g *guest) resolve(network, name string) string {
+func (g *inner) resolve(network, name string) string {
 	g.t.Helper()
 	var conn net.Conn
 	if network == "udp" {
