@@ -7,7 +7,6 @@ import (
 	"os"
 	"path/filepath"
 	"strings"
-	"sync/atomic"
 	"testing"
 	"time"
 
@@ -447,87 +446,5 @@ func TestAttachAgain(t *testing.T) {
 	}
 	if gst := w.plug(first); gst.reach("tcp", worldEcho, unanswered) == nil {
 		t.Error("the later policy is not in force")
-	}
-}
-
-// flow answers how many megabits a second a few connections together bring to the guest, or take from it.
-func flow(t *testing.T, g *guest, in bool) func() float64 {
-	t.Helper()
-	request, total := "sink", &g.w.sunk
-	if in {
-		request, total = "pour", new(atomic.Int64)
-	}
-	for range 4 {
-		c, err := g.dial("tcp", worldEcho, patience)
-		if err != nil {
-			t.Fatal(err)
-		}
-		t.Cleanup(func() { c.Close() })
-		if _, err := c.Write([]byte(request)); err != nil {
-			t.Fatal(err)
-		}
-		go func() {
-			for b := make([]byte, 64<<10); ; {
-				var n int
-				var err error
-				if in {
-					n, err = c.Read(b)
-					total.Add(int64(n))
-				} else {
-					_, err = c.Write(b)
-				}
-				if err != nil {
-					return
-				}
-			}
-		}()
-	}
-	return func() float64 {
-		const measured = 3 * time.Second
-		time.Sleep(measured / 2) // what a bucket and queues hold comes first, and senders find their pace
-		begin, before := time.Now(), total.Load()
-		time.Sleep(measured)
-		return float64(total.Load()-before) * 8 / time.Since(begin).Seconds() / 1e6
-	}
-}
-
-func TestBandwidth(t *testing.T) {
-	w := newWorld(t)
-	m := w.serving()
-	l, err := m.Attach(t.Context(), "a", isolated(spore.Egress{}), spore.Limits{NetworkInMbps: 8})
-	if err != nil {
-		t.Fatal(err)
-	}
-	g := w.plug(l)
-	const payload = 1448.0 / 1514 // of a full frame, which is what is counted
-	check := func(what string, got, mbps float64) {
-		t.Helper()
-		t.Logf("%s: %.2f Mbit/s of payload; %v of frames are %.2f", what, got, mbps, mbps*payload)
-		if got < mbps*payload*0.85 || got > mbps*payload*1.15 {
-			t.Errorf("%s: %.2f Mbit/s", what, got)
-		}
-	}
-	limit := func(l spore.Limits) {
-		t.Helper()
-		if err := m.Update(t.Context(), "a", isolated(spore.Egress{}), l); err != nil {
-			t.Fatal(err)
-		}
-	}
-	in := flow(t, g, true)
-	check("in", in(), 8)
-	limit(spore.Limits{NetworkInMbps: 20})
-	check("in, changed", in(), 20)
-
-	l, err = m.Attach(t.Context(), "b", isolated(spore.Egress{}), spore.Limits{NetworkOutMbps: 4})
-	if err != nil {
-		t.Fatal(err)
-	}
-	out := flow(t, w.plug(l), false)
-	check("out", out(), 4)
-	if err := m.Update(t.Context(), "b", isolated(spore.Egress{}), spore.Limits{}); err != nil {
-		t.Fatal(err)
-	}
-	if got := out(); got < 8 {
-		t.Errorf("without limits: %.2f Mbit/s", got)
 	}
 }

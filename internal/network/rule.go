@@ -58,10 +58,6 @@ func arrivedIn(s *nftables.Set) match {
 
 func protocol(p byte) match { return meta(expr.MetaKeyL4PROTO, expr.CmpOpEq, []byte{p}) }
 
-func sourceIs(a netip.Addr) match {
-	return match{loadSource, &expr.Cmp{Op: expr.CmpOpEq, Register: 1, Data: a.AsSlice()}}
-}
-
 func sourceIsNot(a netip.Addr) match {
 	return match{loadSource, &expr.Cmp{Op: expr.CmpOpNeq, Register: 1, Data: a.AsSlice()}}
 }
@@ -117,12 +113,8 @@ func setMark(mark uint32) match {
 }
 
 func verdict(kind expr.VerdictKind) match { return match{&expr.Verdict{Kind: kind}} }
-func jump(chain string) match {
-	return match{&expr.Verdict{Kind: expr.VerdictJump, Chain: chain}}
-}
-
-func accept() match { return verdict(expr.VerdictAccept) }
-func drop() match   { return verdict(expr.VerdictDrop) }
+func accept() match                       { return verdict(expr.VerdictAccept) }
+func drop() match                         { return verdict(expr.VerdictDrop) }
 
 func rejectTCP() match { return match{&expr.Reject{Type: unix.NFT_REJECT_TCP_RST}} }
 
