@@ -17,6 +17,9 @@ func main() {
 	if len(os.Args) > 1 && os.Args[1] == "pager" { // the server's own child, not a command for people
 		os.Exit(daemon.Pager(os.Args[2:]))
 	}
+	if len(os.Args) > 1 && os.Args[1] == daemon.NetworkCommand { // of one sandbox
+		os.Exit(daemon.NetworkStack(os.Args[2:]))
+	}
 	os.Exit(cli.Run(context.Background(), wire(cli.Options{
 		Args: os.Args[1:], Stdin: os.Stdin, Stdout: os.Stdout, Stderr: os.Stderr, Version: buildVersion(),
 	})))
