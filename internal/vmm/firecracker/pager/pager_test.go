@@ -195,11 +195,13 @@ func TestMemory(t *testing.T) {
 			if got := v.do(command{Op: "touch", Off: 8192}); got != "7" {
 				t.Errorf("a written page holds %s", got)
 			}
+			// A page is counted after the guest has it.
+			until(t, "all pages are counted once", func() bool {
+				s := stats(t, h)
+				return s.Copied+s.Zeroed == int64(len(f.want)/4096)
+			})
 			s := stats(t, h)
-			if pages := int64(len(f.want) / 4096); s.Copied+s.Zeroed != pages {
-				t.Errorf("%d pages copied and %d zeroed, of %d", s.Copied, s.Zeroed, pages)
-			}
-			if s.Faults == 0 || s.Percentile(1) == 0 {
+			if s.Percentile(1) == 0 {
 				t.Errorf("stats %+v", s)
 			}
 			v.end()
@@ -286,9 +288,7 @@ func TestServerDies(t *testing.T) {
 	if h.PID() != first.PID() || !h.Serving() {
 		t.Errorf("adopted process %d, serving %v; it was %d", h.PID(), h.Serving(), first.PID())
 	}
-	if s := stats(t, h); s.Faults == 0 {
-		t.Errorf("stats %+v", s)
-	}
+	until(t, "faults are counted", func() bool { return stats(t, h).Faults > 0 })
 	spec, err := pager.NewSpec(t.Context(), f.base, mib, nil, f.dir)
 	if err != nil {
 		t.Fatal(err)
@@ -398,7 +398,7 @@ func TestHotSet(t *testing.T) {
 	soon(t, h.Done(), "the end")
 	stop(t, h)
 	cfg.Record = time.Millisecond
-	h = f.start(t, cfg)
+	f.start(t, cfg)
 	v = f.vmm(t, cfg)
 	v.do(command{Op: "touch", Off: mib})
 	until(t, "the hot set is kept", func() bool {
@@ -428,14 +428,14 @@ func TestPrefetch(t *testing.T) {
 	clear(f.want[2*mib : 2*mib+8192])
 	v.do(command{Op: "touch", Off: 3*mib + mib/2})
 	until(t, "all is there", func() bool { return stats(t, h).Prefetched == int64(len(windows)*8-2) })
-	before := stats(t, h).Faults
+	until(t, "the fault is counted", func() bool { return stats(t, h).Faults == 1 })
 	for _, off := range windows {
 		if off != 2*mib {
 			v.do(command{Op: "touch", Off: off})
 		}
 	}
-	if after := stats(t, h).Faults; after != before {
-		t.Errorf("%d faults for pages that are there", after-before)
+	if after := stats(t, h).Faults; after != 1 {
+		t.Errorf("%d faults for pages that are there", after-1)
 	}
 	same(t, v.memory(), f.want)
 }
@@ -482,9 +482,10 @@ func TestHugePages(t *testing.T) {
 	v.do(command{Op: "remove", Off: 2 * mib, Len: 2 * mib})
 	clear(f.want[2*mib : 4*mib])
 	same(t, v.memory(), f.want)
-	if s := stats(t, h); s.Copied+s.Zeroed != 2048 || s.Zeroed != 1024 {
-		t.Errorf("%+v", s)
-	}
+	until(t, "all pages are counted once", func() bool {
+		s := stats(t, h)
+		return s.Copied == 1024 && s.Zeroed == 1024
+	})
 }
 
 // TestLastDescriptor: after damage the pager keeps the descriptor, even if it alone has it. Without, the kernel would give
