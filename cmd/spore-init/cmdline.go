@@ -2,6 +2,7 @@ package main
 
 import (
 	"fmt"
+	"slices"
 	"strings"
 )
 
@@ -9,6 +10,9 @@ import (
 type options struct {
 	// halt is how the machine ends: "poweroff", or "reboot" for hypervisors that take a reset for the end.
 	halt string
+	// drives are the names of the drives in the order in which the machine has them, for hypervisors that do not show the
+	// guest their serials.
+	drives []string
 }
 
 const (
@@ -35,6 +39,11 @@ func parseCmdline(line string) (options, error) {
 				return o, fmt.Errorf("kernel command line: spore.halt is %q, not poweroff or reboot", value)
 			}
 			o.halt = value
+		case "drives":
+			o.drives = strings.Split(value, ",")
+			if value == "" || slices.Contains(o.drives, "") {
+				return o, fmt.Errorf("kernel command line: spore.drives is %q, not a list of names", value)
+			}
 		default:
 			return o, fmt.Errorf("kernel command line: %q is unknown to this version", key)
 		}

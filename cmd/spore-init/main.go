@@ -66,7 +66,7 @@ func run() error {
 	if err := loadModules(modulesDir); err != nil {
 		return err
 	}
-	if err := mountRoot(); err != nil {
+	if err := mountRoot(opts.drives); err != nil {
 		return err
 	}
 	if err := loopbackUp(); err != nil {
@@ -78,11 +78,7 @@ func run() error {
 
 // serve answers the host until power-off.
 func serve() error {
-	control, err := openPort(portControl)
-	if err != nil {
-		return err
-	}
-	data, err := openPort(portData)
+	control, data, err := openPorts()
 	if err != nil {
 		return err
 	}
@@ -108,7 +104,7 @@ func serve() error {
 	go func() { failed <- fmt.Errorf("agent server: %w", srv.Serve(streams)) }()
 
 	l := link.NewServer(data, func(s net.Conn) { link.Dispatch(s, streams.give) })
-	data.hangup = l.Hangup
+	data.onHangup(l.Hangup)
 	go func() { failed <- fmt.Errorf("control port: %w", l.Run(control)) }()
 	logf("agent %s serves", agent.Version)
 

@@ -61,9 +61,9 @@ func mountEarly() error {
 }
 
 // mountRoot puts the image's root together and makes it ours. A machine without any drive keeps the initramfs for its
-// root: that is how an engine is tried out.
-func mountRoot() error {
-	drives, err := findDrives(driveRootfs, driveDisk)
+// root: that is how an engine is tried out. order is the names of the drives where they have no serials.
+func mountRoot(order []string) error {
+	drives, err := findDrives(order, driveRootfs, driveDisk)
 	if err != nil {
 		return err
 	}
@@ -172,16 +172,19 @@ func switchRoot(root string) error {
 	return unix.Chdir("/")
 }
 
-// findDrives finds block devices by their serials, waiting a while for them. It returns nil when the machine has no
-// virtio drive at all.
-func findDrives(serials ...string) (map[string]string, error) {
+// findDrives finds block devices by their serials or, where order names them, by their order, waiting a while for them. It
+// returns nil when the machine has no virtio drive at all.
+func findDrives(order []string, serials ...string) (map[string]string, error) {
 	for deadline := time.Now().Add(deviceWait); ; time.Sleep(5 * time.Millisecond) {
 		found, any, err := scanDrives("/sys/block")
 		if err != nil {
 			return nil, err
 		}
-		if !any {
+		if !any && len(order) == 0 {
 			return nil, nil
+		}
+		if len(order) > 0 {
+			found = inOrder(order)
 		}
 		drives := map[string]string{}
 		for _, s := range serials {
@@ -198,6 +201,17 @@ func findDrives(serials ...string) (map[string]string, error) {
 			return nil, fmt.Errorf("drives %s are wanted, the machine has %v", strings.Join(serials, " and "), found)
 		}
 	}
+}
+
+// inOrder maps names to the devices in whose order they are: vda, vdb and so on.
+func inOrder(names []string) map[string]string {
+	found := map[string]string{}
+	for i, name := range names {
+		if i < 26 { // more than any machine of ours has
+			found[name] = "/dev/vd" + string(rune('a'+i))
+		}
+	}
+	return found
 }
 
 // scanDrives maps serials of virtio drives to their devices.

@@ -30,6 +30,22 @@ func TestParseCmdline(t *testing.T) {
 	}
 }
 
+func TestDrivesInOrder(t *testing.T) {
+	o, err := parseCmdline("quiet spore.drives=rootfs,disk,data")
+	if err != nil || !slices.Equal(o.drives, []string{"rootfs", "disk", "data"}) {
+		t.Fatalf("%+v, %v", o, err)
+	}
+	found := inOrder(o.drives)
+	if len(found) != 3 || found["rootfs"] != "/dev/vda" || found["data"] != "/dev/vdc" {
+		t.Error(found)
+	}
+	for _, line := range []string{"spore.drives", "spore.drives=", "spore.drives=a,,b"} {
+		if o, err := parseCmdline(line); err == nil {
+			t.Errorf("%q: %+v", line, o)
+		}
+	}
+}
+
 func FuzzParseCmdline(f *testing.F) {
 	f.Add(`console=ttyS0 spore.halt="reboot" x="a b" --`)
 	f.Add(`"""" = spore.`)

@@ -14,6 +14,8 @@ import (
 	"time"
 
 	"golang.org/x/sys/unix"
+
+	"github.com/sporevm/spore/internal/guest/link"
 )
 
 // Names of the virtio-serial ports that the host gives every sandbox.
@@ -25,23 +27,51 @@ const (
 // deviceWait is how long devices may take to show up after their drivers have been loaded.
 const deviceWait = 10 * time.Second
 
-// openPort opens the virtio-serial port of that name.
-func openPort(name string) (*port, error) {
+// guestPort is one of the two ways to the host.
+type guestPort interface {
+	link.Port
+	onHangup(fn func())
+}
+
+// openPorts opens the virtio-serial ports of the machine or, where it has none, the vsock ports in their place. Either may
+// take a moment to show up.
+func openPorts() (control, data guestPort, err error) {
 	for deadline := time.Now().Add(deviceWait); ; time.Sleep(5 * time.Millisecond) {
-		dev, err := findPort("/sys/class/virtio-ports", name)
-		if err == nil {
-			f, err := os.OpenFile(filepath.Join("/dev", dev), os.O_RDWR, 0)
-			if err == nil {
-				return newPort(f)
+		var c, d *port
+		if c, err = openPort(portControl); err == nil {
+			if d, err = openPort(portData); err == nil {
+				return c, d, nil
 			}
-			if !errors.Is(err, fs.ErrNotExist) {
-				return nil, err
+			c.Close()
+		}
+		if !errors.Is(err, fs.ErrNotExist) {
+			return nil, nil, err
+		}
+		if hasVsock("/sys/bus/virtio/devices") {
+			c, err := listenVsock(vsockControl)
+			if err != nil {
+				return nil, nil, err
 			}
+			d, err := listenVsock(vsockData)
+			return c, d, err
 		}
 		if time.Now().After(deadline) {
-			return nil, fmt.Errorf("the machine has no virtio-serial port named %s", name)
+			return nil, nil, fmt.Errorf("the machine has neither virtio-serial ports named %s and %s nor vsock", portControl, portData)
 		}
 	}
+}
+
+// openPort opens the virtio-serial port of that name, if it is there.
+func openPort(name string) (*port, error) {
+	dev, err := findPort("/sys/class/virtio-ports", name)
+	if err != nil {
+		return nil, err
+	}
+	f, err := os.OpenFile(filepath.Join("/dev", dev), os.O_RDWR, 0)
+	if err != nil {
+		return nil, err
+	}
+	return newPort(f)
 }
 
 func findPort(class, name string) (string, error) {
@@ -84,6 +114,9 @@ func newPort(f *os.File) (*port, error) {
 	}
 	return &port{File: f, conn: conn}, nil
 }
+
+// onHangup sets what is called when the host has been away for a while. It must be set before the port is read.
+func (p *port) onHangup(fn func()) { p.hangup = fn }
 
 // Read waits on the runtime's poller. The kernel reports edges, and a host that comes and sends is one.
 func (p *port) Read(b []byte) (n int, err error) {
