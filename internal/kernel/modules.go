@@ -20,8 +20,9 @@ var required = []string{
 	"virtio_blk", "virtio_console", "virtio_net", "ext4", "overlay",
 }
 
-// optional are the modules that some engine or kernel wants and others lack.
-var optional = []string{"virtio_mmio", "virtio_rng", "vmw_vsock_virtio_transport"}
+// optional are the modules that some engine or kernel wants and others lack. With tcp_diag a thawed guest can end the connections
+// that it was frozen with.
+var optional = []string{"virtio_mmio", "virtio_rng", "vmw_vsock_virtio_transport", "tcp_diag"}
 
 // module is a kernel module file and what must be loaded before it.
 type module struct {

@@ -280,7 +280,11 @@ func (m *machine) greet(ctx context.Context, s *spore.Sandbox, link *Link) error
 	defer cancel()
 	a, err := m.connect(greeting)
 	if err == nil {
-		_, err = a.Greet(greeting, identity(s, link))
+		var facts guest.Facts
+		facts, err = a.Greet(greeting, identity(s, link))
+		for _, w := range facts.Warnings {
+			m.node.log.Warn("a guest could not do all that it was greeted with", "vm", m.id, "warning", w)
+		}
 	}
 	if err != nil {
 		return m.unreached(ctx, err, "the agent of a thawed guest did not answer")
