@@ -74,7 +74,7 @@ func (p pagers) Start(ctx context.Context, s firecracker.PagerSpec) (_ firecrack
 	}
 	defer func() { err = errors.Join(err, spec.Close()) }()
 	cfg := p.config(s.Dir)
-	cfg.ID, cfg.Socket = s.ID, s.Socket
+	cfg.ID, cfg.Socket, cfg.HotSet = s.ID, s.Socket, hotSet(s)
 	if s.UID >= 0 {
 		cfg.UID, cfg.GID = s.UID, s.UID
 	}
@@ -83,6 +83,19 @@ func (p pagers) Start(ctx context.Context, s firecracker.PagerSpec) (_ firecrack
 		return nil, err
 	}
 	return pagerProcess{h}, nil
+}
+
+// hotSet is where the hot set of what is served is kept; "" when that is not a whole frozen memory.
+func hotSet(s firecracker.PagerSpec) string {
+	if s.Patches == nil {
+		return frozen.HotSetPath(s.Memory)
+	}
+	if layered, ok := s.Patches.(pager.Layered); ok {
+		if _, files := layered.LayerFiles(); len(files) > 0 {
+			return frozen.HotSetPath(files[len(files)-1].Name())
+		}
+	}
+	return ""
 }
 
 func (p pagers) Adopt(ctx context.Context, dir string) (firecracker.PagerProcess, error) {

@@ -8,6 +8,7 @@
 //	pieces/PIECE/data     a base memory file, memory layer, disk image, disk layer or device state
 //	pieces/PIECE/stamp    what the piece is: kind, capture, size, digest
 //	pieces/PIECE/data.seen  how a raw file looked when it was last verified (see Verifier)
+//	pieces/PIECE/data.hot   what a guest touches first after a thaw of the memory that this piece is the top of
 //	leases/LEASE          pieces that a live process has open; the holder keeps the file locked
 //	pins/NAME             the manifest that a running VM stands on; outlives the server
 //	staging/DRAFT/        what is being written; the writer keeps staging/DRAFT/owner locked

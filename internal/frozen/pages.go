@@ -129,6 +129,10 @@ func (p *Pages) Close() error {
 	return errors.Join(errs...)
 }
 
+// HotSetPath is where the hot set of a frozen memory is kept: beside the data of its top piece, a layer or else the base, so
+// that it goes when that goes. The file need not be there. Nothing depends on what is in it.
+func HotSetPath(top string) string { return top + ".hot" }
+
 // Covered are the ranges of memory that layers lie over, as their indexes say; nothing else is read.
 func (v *view) Covered() []vmm.Range { return v.covered() }
 

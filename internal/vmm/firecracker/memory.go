@@ -54,7 +54,11 @@ func (m *machine) startPager(ctx context.Context, patches vmm.Patches) (memoryBa
 		Memory: m.cfg.Memory, Size: ramBytes(m.cfg), Patches: patches,
 	}
 	var ranges rangeSet
-	if patches != nil {
+	if c, ok := patches.(covering); ok {
+		for _, r := range c.Covered() {
+			ranges.add(r)
+		}
+	} else if patches != nil {
 		spec.Patches = noting{patches, &ranges, ramBytes(m.cfg)}
 	}
 	p, err := m.eng.opts.Pager.Start(ctx, spec)
@@ -70,6 +74,9 @@ func (m *machine) startPager(ctx context.Context, patches vmm.Patches) (memoryBa
 	}
 	return memoryBackend{BackendType: backendUffd, BackendPath: namePager}, m.own(ranges)
 }
+
+// covering are patches that know what they touch without being read.
+type covering interface{ Covered() []vmm.Range }
 
 // noting sees which pages patches touch as someone else reads them.
 type noting struct {
