@@ -11,7 +11,8 @@ import (
 )
 
 // guestModules are what the guest needs of a distribution's kernel, in load order.
-var guestModules = []string{"virtio_ring", "virtio", "virtio_pci_modern_dev", "virtio_pci_legacy_dev", "virtio_pci", "virtio_blk", "virtio_console", "failover", "net_failover", "virtio_net"}
+var guestModules = []string{"virtio_ring", "virtio", "virtio_pci_modern_dev", "virtio_pci_legacy_dev", "virtio_pci", "virtio_blk", "virtio_console", "failover", "net_failover", "virtio_net",
+	"virtio_mmio", "vsock", "vmw_vsock_virtio_transport_common", "vmw_vsock_virtio_transport"}
 
 // Initrd makes, in dir, an initramfs with the suite's guest and the modules it needs from a directory of kernel modules, and
 // returns its path. SPORE_TEST_GUEST names a guest that was built before, for machines without a Go toolchain.

@@ -70,8 +70,8 @@ func load(path string) error {
 	return nil
 }
 
-// port waits for a virtio port to appear.
-func port(name string) (*os.File, error) {
+// port waits for a virtio port, or for vsock, to appear.
+func port(name string) (io.ReadWriter, error) {
 	for range 5000 {
 		names, _ := filepath.Glob("/sys/class/virtio-ports/*/name")
 		for _, n := range names {
@@ -79,13 +79,16 @@ func port(name string) (*os.File, error) {
 				return os.OpenFile("/dev/"+filepath.Base(filepath.Dir(n)), os.O_RDWR, 0)
 			}
 		}
+		if hasVsock() {
+			return listenVsock(vsockPorts[name])
+		}
 		time.Sleep(time.Millisecond)
 	}
 	return nil, fmt.Errorf("there is no port %s", name)
 }
 
 // patient reads a port through the times when nobody is connected to its other end.
-type patient struct{ f *os.File }
+type patient struct{ f io.Reader }
 
 func (p patient) Read(b []byte) (int, error) {
 	for {
@@ -97,7 +100,7 @@ func (p patient) Read(b []byte) (int, error) {
 	}
 }
 
-func echo(f *os.File) {
+func echo(f io.ReadWriter) {
 	buf := make([]byte, 4096)
 	for {
 		n, err := patient{f}.Read(buf)
@@ -117,7 +120,7 @@ func count() {
 	}
 }
 
-func serve(control *os.File) error {
+func serve(control io.ReadWriter) error {
 	in := bufio.NewReader(patient{control})
 	for {
 		line, err := in.ReadString('\n')
@@ -278,20 +281,32 @@ func diskFlood(size, count int) error {
 }
 
 func onDisk(flag int, fn func(*os.File) error) error {
-	serials, err := filepath.Glob("/sys/block/vd*/serial")
+	path, err := diskPath()
 	if err != nil {
 		return err
 	}
+	f, err := os.OpenFile(path, flag, 0)
+	if err != nil {
+		return err
+	}
+	return errors.Join(fn(f), f.Close())
+}
+
+// diskPath finds the drive named disk. A machine with vsock does not show its drives' names; there it is the second.
+func diskPath() (string, error) {
+	if hasVsock() {
+		return "/dev/vdb", nil
+	}
+	serials, err := filepath.Glob("/sys/block/vd*/serial")
+	if err != nil {
+		return "", err
+	}
 	for _, s := range serials {
 		if text, err := os.ReadFile(s); err == nil && strings.TrimSpace(string(text)) == "disk" {
-			f, err := os.OpenFile("/dev/"+filepath.Base(filepath.Dir(s)), flag, 0)
-			if err != nil {
-				return err
-			}
-			return errors.Join(fn(f), f.Close())
+			return "/dev/" + filepath.Base(filepath.Dir(s)), nil
 		}
 	}
-	return errors.New("there is no drive with the serial disk")
+	return "", errors.New("there is no drive with the serial disk")
 }
 
 func noise(n int, seed uint64) []byte {
