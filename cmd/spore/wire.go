@@ -11,7 +11,7 @@ import (
 
 // wire gives the command line the rooms that it does not know itself.
 func wire(o cli.Options) cli.Options {
-	o.Serve, o.Doctor, o.Bench, o.BenchRows, o.BenchCenter = serve, doctor, measure, bench.Names(), measureCenter
+	o.Serve, o.Doctor, o.Clean, o.Bench, o.BenchRows, o.BenchCenter = serve, doctor, clean, measure, bench.Names(), measureCenter
 	return o
 }
 
@@ -27,12 +27,21 @@ func serve(ctx context.Context, cfg cli.ServeConfig) error {
 }
 
 func doctor(ctx context.Context, cfg cli.DoctorConfig) ([]cli.Check, error) {
-	findings, err := daemon.Doctor(ctx, cfg.DataDir)
+	findings, err := daemon.Doctor(ctx, daemon.Config{DataDir: cfg.DataDir, FirecrackerDir: cfg.FirecrackerDir, NoJailer: cfg.NoJailer})
 	checks := make([]cli.Check, len(findings))
 	for i, f := range findings {
 		checks[i] = cli.Check{Name: f.Name, Status: cli.CheckStatus(f.Verdict), Detail: f.Detail, Hint: f.Hint}
 	}
 	return checks, err
+}
+
+func clean(ctx context.Context, cfg cli.CleanConfig) ([]cli.Leftover, error) {
+	found, err := daemon.Clean(ctx, daemon.CleanConfig{DataDir: cfg.DataDir, Sandboxes: cfg.Sandboxes, DryRun: cfg.DryRun})
+	list := make([]cli.Leftover, len(found))
+	for i, l := range found {
+		list[i] = cli.Leftover(l)
+	}
+	return list, err
 }
 
 func measure(ctx context.Context, cfg cli.BenchConfig) (any, error) {

@@ -35,6 +35,8 @@ type Options struct {
 	Serve func(ctx context.Context, cfg ServeConfig) error
 	// Doctor examines this machine.
 	Doctor func(ctx context.Context, cfg DoctorConfig) ([]Check, error)
+	// Clean removes from this machine what a server that is gone has left there, and answers what that was.
+	Clean func(ctx context.Context, cfg CleanConfig) ([]Leftover, error)
 	// Bench measures, writing the table and what it does to cfg.Out, and answers the report, which marshals to JSON.
 	Bench func(ctx context.Context, cfg BenchConfig) (report any, err error)
 	// BenchRows are the names that BenchConfig.Rows may have.
@@ -82,6 +84,20 @@ type EngineConfig struct {
 type DoctorConfig struct {
 	DataDir string // absolute; may not exist
 	EngineConfig
+}
+
+// CleanConfig is what `spore doctor --clean` was told.
+type CleanConfig struct {
+	DataDir   string // absolute; may not exist
+	Sandboxes bool   // those that run without a server go too
+	DryRun    bool   // remove nothing
+}
+
+// Leftover is something on the host that a server which is gone has left there.
+type Leftover struct {
+	Kind   string `json:"kind"`
+	Name   string `json:"name"`
+	Detail string `json:"detail,omitempty"`
 }
 
 // CheckStatus is the verdict of one check of the doctor.

@@ -19,12 +19,17 @@ type engineFlags struct{ EngineConfig }
 
 func (f *engineFlags) add(cmd *cobra.Command) {
 	flags := cmd.Flags()
-	flags.StringVar(&f.FirecrackerDir, "firecracker-dir", "", "directory with one directory for each version of Firecracker, which holds firecracker and jailer (default engines/firecracker in the data directory, else PATH)")
-	flags.BoolVar(&f.NoJailer, "no-jailer", false, "run Firecracker without its jailer, with no wall around it but its system call filter")
+	firecrackerFlags(cmd, &f.EngineConfig)
 	flags.IntVar(&f.FirecrackerPool, "firecracker-pool", 2, "Firecracker processes to start ahead")
 	flags.StringVar(&f.MemoryBackend, "memory-backend", "auto", "how Firecracker gets the memory of a thawed VM: auto (what this host is better at), file or uffd")
-	cmd.MarkFlagDirname("firecracker-dir")
 	cmd.RegisterFlagCompletionFunc("memory-backend", words(backends...))
+}
+
+// firecrackerFlags say which Firecracker, and whether in a jail.
+func firecrackerFlags(cmd *cobra.Command, to *EngineConfig) {
+	cmd.Flags().StringVar(&to.FirecrackerDir, "firecracker-dir", "", "directory with one directory for each version of Firecracker, which holds firecracker and jailer (default engines/firecracker in the data directory, else PATH)")
+	cmd.Flags().BoolVar(&to.NoJailer, "no-jailer", false, "run Firecracker without its jailer, with no wall around it but its system call filter")
+	cmd.MarkFlagDirname("firecracker-dir")
 }
 
 // into takes the flags over into what the server is told.

@@ -114,52 +114,6 @@ func newLogger(w io.Writer, level, format string) (*slog.Logger, error) {
 	return nil, errors.New("--log-format takes text or json, not " + quote(format))
 }
 
-var checkView = view[Check]{
-	id: func(c Check) string { return c.Name },
-	columns: []column[Check]{
-		{"check", false, func(c Check) string { return c.Name }},
-		{"status", false, func(c Check) string { return string(c.Status) }},
-		{"detail", false, func(c Check) string { return c.Detail }},
-	},
-}
-
-func (a *app) doctorCommand() *cobra.Command {
-	return &cobra.Command{
-		Use:     "doctor",
-		Short:   "Say whether this machine can run Spore, and how well",
-		Long:    "Say whether this machine can run Spore, and how well. Needs no server. The exit code is 1 when something fails.",
-		Example: "  spore doctor",
-		Args:    exactly(0),
-		RunE: a.run(func(cmd *cobra.Command, _ []string) error {
-			if a.Doctor == nil {
-				return notBuiltIn("the doctor")
-			}
-			data, err := a.dataDir()
-			if err != nil {
-				return err
-			}
-			checks, err := a.Doctor(cmd.Context(), DoctorConfig{DataDir: data})
-			if err != nil {
-				return err
-			}
-			if err := checkView.list(a, checks); err != nil {
-				return err
-			}
-			failed := false
-			for _, c := range checks {
-				failed = failed || c.Status == CheckFail
-				if c.Hint != "" && c.Status != CheckOK {
-					fmt.Fprintf(a.Stderr, "hint: %s: %s\n", printable(c.Name, false), printable(c.Hint, true))
-				}
-			}
-			if failed {
-				return &exitError{code: exitFailure}
-			}
-			return nil
-		}),
-	}
-}
-
 func (a *app) benchCommand() *cobra.Command {
 	var cfg BenchConfig
 	var rows, level string

@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"log/slog"
 	"os"
 	"os/exec"
 	"path/filepath"
@@ -33,16 +34,22 @@ type Finding struct {
 	Hint    string `json:"hint,omitempty"`
 }
 
-// Doctor looks at this machine and says what Spore finds fit and unfit. It needs no server and changes nothing but the
-// remembered verdict on KVM, which takes a bounded boot to reach the first time.
-func Doctor(ctx context.Context, dataDir string) ([]Finding, error) {
-	dataDir, err := filepath.Abs(dataDir)
+// Doctor looks at this machine and says what Spore finds fit and unfit for a server that is configured so. It needs no server and
+// changes nothing but the remembered verdicts on KVM, each of which takes a bounded boot to reach the first time.
+func Doctor(ctx context.Context, cfg Config) ([]Finding, error) {
+	dir, err := filepath.Abs(cfg.DataDir)
 	if err != nil {
 		return nil, err
 	}
+	cfg.DataDir = dir
+	if cfg.Logger == nil {
+		cfg.Logger = slog.New(slog.DiscardHandler) // what an engine would log is found here
+	}
 	findings := []Finding{host(), privileges(), tool("mkfs.ext4", "e2fsprogs", "makes the writable drives")}
-	findings = append(findings, hypervisor(ctx, dataDir)...)
-	return append(findings, tracking(), filesystem(dataDir), bundles(dataDir), embeddedInit(), portals()), nil
+	findings = append(findings, engines(ctx, cfg)...)
+	findings = append(findings, tracking(), filesystem(dir), bundles(dir), embeddedInit(), portals())
+	findings = append(findings, userNetwork(), isolatedNetwork(dir), processors(ctx, dir))
+	return append(findings, remains(ctx, cfg)), nil
 }
 
 func host() Finding {
@@ -78,25 +85,6 @@ func tool(name, pkg, purpose string) Finding {
 	return Finding{Name: name, Verdict: FindingOK, Detail: path}
 }
 
-// hypervisor asks the engine itself, so that the answer is what the server would find.
-func hypervisor(ctx context.Context, dataDir string) []Finding {
-	engine, err := openEngine(ctx, Config{}, EngineQEMU, dataDir, kernel.Open(filepath.Join(dataDir, "kernels")))
-	if err != nil {
-		return []Finding{{Name: "hypervisor", Verdict: FindingFail, Detail: spore.AsError(err).Error(), Hint: spore.AsError(err).Hint}}
-	}
-	info, err := engine.Probe(ctx)
-	if err != nil {
-		e := spore.AsError(err)
-		return []Finding{{Name: "hypervisor", Verdict: FindingFail, Detail: e.Error(), Hint: e.Hint}}
-	}
-	found := []Finding{{Name: "hypervisor", Verdict: FindingOK, Detail: info.Engine + " " + info.Version}}
-	if info.Accel == "kvm" {
-		return append(found, Finding{Name: "acceleration", Verdict: FindingOK, Detail: "KVM runs the guest"})
-	}
-	return append(found, Finding{Name: "acceleration", Verdict: FindingWarn, Detail: "software emulation: " + info.AccelReason,
-		Hint: "everything works, many times slower than with KVM"})
-}
-
 func tracking() Finding {
 	if err := procmem.CanTrack(); err != nil {
 		return Finding{Name: "write tracking", Verdict: FindingWarn, Detail: err.Error(),
@@ -107,13 +95,7 @@ func tracking() Finding {
 
 // filesystem tries whether the data directory's filesystem shares blocks between files.
 func filesystem(dataDir string) Finding {
-	dir := dataDir
-	for {
-		if st, err := os.Stat(dir); err == nil && st.IsDir() || dir == "/" {
-			break
-		}
-		dir = filepath.Dir(dir)
-	}
+	dir := nearest(dataDir)
 	f := Finding{Name: "filesystem", Verdict: FindingOK}
 	var fs unix.Statfs_t
 	if err := unix.Statfs(dir, &fs); err != nil {

@@ -1,7 +1,6 @@
 package daemon
 
 import (
-	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -114,7 +113,7 @@ func openEngine(ctx context.Context, cfg Config, name, dir string, kernels *kern
 		return nil, err
 	}
 	return firecracker.New(firecracker.Options{
-		Dir: cmp.Or(cfg.FirecrackerDir, filepath.Join(dir, "engines", "firecracker")), NoJailer: cfg.NoJailer,
+		Dir: firecrackerDir(cfg, dir), NoJailer: cfg.NoJailer,
 		StateDir: dir, Kernel: vmlinuz, Initrd: initrd, Pool: cfg.FirecrackerPool,
 		Pager: pagers{choose: choose, log: log}, Logger: log,
 	})

@@ -6,8 +6,13 @@ import (
 	"io/fs"
 	"os"
 	"path/filepath"
+	"regexp"
+	"slices"
 	"strconv"
 	"syscall"
+
+	"github.com/sporevm/spore/internal/vmm/firecracker"
+	"github.com/sporevm/spore/internal/vmm/qemu"
 )
 
 // residence is a directory that a process of a VM has as its own: a hypervisor its working directory, which often is its root as
@@ -47,6 +52,33 @@ func residents(dataDir string) (map[string]int, error) {
 		return nil // one that cannot be looked at has ended, or is somebody else's
 	})
 	return live, err
+}
+
+// userIDs are those that hypervisors become when the server is root.
+var userIDs = []struct{ from, to uint32 }{
+	{qemu.DefaultUIDBase, qemu.DefaultUIDBase + 1<<20},
+	{firecracker.DefaultUIDBase, firecracker.DefaultUIDBase + 1<<20},
+}
+
+var machinePath = regexp.MustCompile(`/vms/v[0-9a-f]{20}/(qemu|firecracker)(/.*)? \(deleted\)$`)
+
+// orphaned says whether a process is a hypervisor of ours whose directory was removed under it.
+func orphaned(pid int) bool {
+	cwd := fmt.Sprintf("/proc/%d/cwd", pid)
+	fi, err := os.Stat(cwd)
+	if err != nil {
+		return false
+	}
+	if st, ok := fi.Sys().(*syscall.Stat_t); !ok || !fi.IsDir() || st.Nlink != 0 {
+		return false
+	}
+	if owner, err := os.Stat(fmt.Sprintf("/proc/%d", pid)); err == nil {
+		if st, ok := owner.Sys().(*syscall.Stat_t); ok && slices.ContainsFunc(userIDs, func(r struct{ from, to uint32 }) bool { return r.from <= st.Uid && st.Uid < r.to }) {
+			return true
+		}
+	}
+	path, err := os.Readlink(cwd)
+	return err == nil && machinePath.MatchString(path)
 }
 
 func residenceOf(path string) (residence, bool, error) {

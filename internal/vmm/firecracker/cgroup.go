@@ -30,14 +30,17 @@ func (e *Engine) cgroups() hierarchy {
 		e.log.Warn("VMs have no cgroup of their own", "error", err)
 		return hierarchy{}
 	}
-	h := parseCgroupMounts(string(text), func(path string) bool {
-		controllers, err := os.ReadFile(filepath.Join(path, "cgroup.controllers"))
-		return err == nil && slices.Contains(strings.Fields(string(controllers)), "pids")
-	})
+	h := parseCgroupMounts(string(text), hasPids)
 	if h.path == "" {
 		e.log.Warn("VMs have no cgroup of their own: no hierarchy on this host has the pids controller")
 	}
 	return h
+}
+
+// hasPids says whether a unified hierarchy has the pids controller.
+func hasPids(path string) bool {
+	controllers, err := os.ReadFile(filepath.Join(path, "cgroup.controllers"))
+	return err == nil && slices.Contains(strings.Fields(string(controllers)), "pids")
 }
 
 // parseCgroupMounts picks from /proc/self/mounts; has says whether a unified hierarchy has the pids controller.

@@ -2,6 +2,11 @@ package firecracker
 
 import (
 	"context"
+	"errors"
+	"io/fs"
+	"os"
+	"path/filepath"
+	"slices"
 
 	"github.com/sporevm/spore"
 )
@@ -54,4 +59,30 @@ func (e *Engine) StateFormats(ctx context.Context) ([]string, error) {
 		formats = append(formats, stateFormat(b.Snapshot, cpu))
 	}
 	return formats, nil
+}
+
+// CleanPool ends the processes that an earlier engine on the same StateDir had started ahead, and that no server knows of any more.
+func (e *Engine) CleanPool(ctx context.Context) error {
+	if _, err := os.Stat(e.pool.dir); errors.Is(err, fs.ErrNotExist) {
+		return nil
+	}
+	return e.pool.clear(ctx)
+}
+
+// EmptyCgroups are the directories of jails' control groups below parent that have no process in them. That of a jail that is being
+// made has none for a moment.
+func EmptyCgroups(parent string) []string {
+	text, err := os.ReadFile("/proc/self/mounts")
+	if err != nil {
+		return nil // without control groups to be seen there are none to be found
+	}
+	h := parseCgroupMounts(string(text), hasPids)
+	found, err := filepath.Glob(filepath.Join(globEscape(h.path), parent, "fc-*"))
+	if err != nil || h.path == "" {
+		return nil
+	}
+	return slices.DeleteFunc(found, func(dir string) bool {
+		procs, err := os.ReadFile(filepath.Join(dir, "cgroup.procs"))
+		return err != nil || len(procs) > 0
+	})
 }
