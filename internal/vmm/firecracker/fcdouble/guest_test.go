@@ -318,3 +318,57 @@ func port(t testing.TB, socket string, number int) net.Conn {
 	must(t, c.conn.SetDeadline(time.Time{}))
 	return c.conn
 }
+
+// TestLimiter times a write to a drive that a limiter holds back.
+func TestLimiter(t *testing.T) {
+	program, dir := double(t, ""), shortDir(t)
+	p := boot(t, program, dir, "")
+	g := control(t, filepath.Join(dir, "v.sock"))
+	write := func(limits string) time.Duration {
+		t.Helper()
+		p.do("PATCH", "/drives/disk", `{"drive_id":"disk","rate_limiter":%s}`, limits)
+		start := time.Now()
+		g.ask("disk-write 1024 1")
+		return time.Since(start)
+	}
+	const none = `{"bandwidth":{"size":0,"refill_time":0},"ops":{"size":0,"refill_time":0}}`
+	write(none)
+	// 1 MiB in requests of 64 KiB. The bucket is full at first.
+	if d := write(`{"bandwidth":{"size":262144,"refill_time":100}}`); d < 250*time.Millisecond {
+		t.Errorf("1 MiB at 2.5 MiB/s with a bucket of 256 KiB took %s", d)
+	}
+	write(none)
+	if d := write(`{"ops":{"size":4,"refill_time":100}}`); d < 250*time.Millisecond {
+		t.Errorf("16 requests at 40/s with a bucket of 4 took %s", d)
+	}
+}
+
+// TestOtherVersions loads what one version has saved under another.
+func TestOtherVersions(t *testing.T) {
+	saved := map[string]string{}
+	versions := []string{"1.10.1", "1.13.1", "1.14.1", fcdouble.DefaultVersion}
+	for _, v := range versions {
+		dir := shortDir(t)
+		p := boot(t, double(t, v), dir, "")
+		p.do("PATCH", "/vm", pause)
+		snapshot(p, dir, "x", "Full")
+		p.kill()
+		saved[v] = dir
+	}
+	compatible := map[[2]string]bool{{"1.13.1", "1.14.1"}: true, {"1.14.1", "1.13.1"}: true}
+	for _, from := range versions {
+		for _, by := range versions {
+			dir := saved[from]
+			os.Remove(filepath.Join(dir, "v.sock"))
+			p := launch(t, double(t, by), dir)
+			a := p.ask("PUT", "/snapshot/load", fmt.Sprintf(`{"snapshot_path":"%s/state-x","mem_backend":{"backend_type":"File","backend_path":"%[1]s/memory-x"}}`, dir))
+			if want := from == by || compatible[[2]string{from, by}]; (a.status == 204) != want {
+				t.Errorf("a state of %s loaded by %s: %d %s", from, by, a.status, a.body)
+			}
+			if a.status != 204 && p.exit() != 1 {
+				t.Errorf("%s lives on after a load that failed", by)
+			}
+			p.kill()
+		}
+	}
+}

@@ -3,6 +3,7 @@ package main
 import (
 	"io"
 	"os"
+	"sync/atomic"
 	"unsafe"
 
 	"golang.org/x/sys/unix"
@@ -15,6 +16,38 @@ type drive struct {
 	Config  driveConfig `json:"config"`
 	Sectors int64       `json:"sectors"`
 	file    *os.File
+	limiter atomic.Pointer[rateLimiter] // Config.Limiter, for the guest
+	pace    pace
+}
+
+func (d *drive) limit(l *rateLimiter) {
+	d.Config.Limiter = l
+	d.limiter.Store(l)
+}
+
+// ReadAt reads as the guest does, no faster than the limiter lets it.
+func (d *drive) ReadAt(p []byte, off int64) (int, error) {
+	return d.paced(p, func(done, n int) (int, error) { return d.file.ReadAt(p[done:done+n], off+int64(done)) })
+}
+
+// WriteAt writes as the guest does.
+func (d *drive) WriteAt(p []byte, off int64) (int, error) {
+	return d.paced(p, func(done, n int) (int, error) { return d.file.WriteAt(p[done:done+n], off+int64(done)) })
+}
+
+// request is how much a guest asks of a drive at once, at most.
+const request = 64 << 10
+
+func (d *drive) paced(p []byte, move func(done, n int) (int, error)) (int, error) {
+	for done := 0; done < len(p); {
+		n := min(request, len(p)-done)
+		d.pace.take(d.limiter.Load(), n)
+		k, err := move(done, n)
+		if done += k; err != nil {
+			return done, err
+		}
+	}
+	return len(p), nil
 }
 
 // openDrive opens the file of a drive. The error is worded as a BlockError.
@@ -33,7 +66,7 @@ func openDrive(cfg driveConfig) (*drive, error) {
 		sync := "Sync"
 		d.Config.Engine = &sync
 	}
-	d.Config.Limiter = cfg.Limiter.normal()
+	d.limit(cfg.Limiter.normal())
 	if err := d.open(*cfg.Path); err != nil {
 		return nil, err
 	}

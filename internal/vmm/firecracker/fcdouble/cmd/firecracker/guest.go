@@ -4,7 +4,6 @@ import (
 	"fmt"
 	"io"
 	"net"
-	"os"
 	"strconv"
 	"strings"
 	"sync"
@@ -158,11 +157,11 @@ func (g *guest) end(code int) {
 	}
 }
 
-// disk is the file of a drive.
-func (g *guest) disk(id string) (*os.File, error) {
+// disk is a drive.
+func (g *guest) disk(id string) (*drive, error) {
 	for _, d := range g.m.drives {
 		if d.Config.ID == id {
-			return d.file, nil
+			return d, nil
 		}
 	}
 	return nil, fmt.Errorf("there is no drive %s", id)

@@ -296,7 +296,7 @@ func (m *machine) patchDrive(u driveUpdate) reply {
 			return refused(m.rel.blockError() + err.Error())
 		}
 	}
-	d.Config.Limiter = d.Config.Limiter.update(u.Limiter)
+	d.limit(d.Config.Limiter.update(u.Limiter))
 	return reply{}
 }
 

@@ -2,6 +2,7 @@ package main
 
 import (
 	"fmt"
+	"slices"
 	"strconv"
 	"strings"
 )
@@ -42,9 +43,18 @@ func parseRelease(version string) (release, error) {
 // since says whether the emulated version is 1.minor or later.
 func (r release) since(minor int) bool { return r.minor >= minor }
 
-// bitcode says that state files are decoded as a whole before their header is looked at: a file of another version is then not
-// told from a damaged one.
+// bitcode says that state files are in the newer of two encodings.
 func (r release) bitcode() bool { return r.since(15) }
+
+// headerFirst says that the version in a state file is looked at before the rest is decoded. Otherwise a file of another version
+// is not told from a damaged one.
+func (r release) headerFirst() bool { return r.minor == 14 }
+
+// foreign says whether a state file of a format is in the encoding that this version does not read at all.
+func (r release) foreign(format string) bool {
+	i := slices.Index(formats, format)
+	return (i+10 >= 15 || i < 0) != r.bitcode()
+}
 
 // deviceMissing is the word for a device that is not there.
 func (r release) deviceMissing() string {

@@ -99,10 +99,10 @@ func decodeState(rel release, text []byte) (vmState, error) {
 		return st, err
 	}
 	if format != rel.format {
-		if rel.bitcode() {
-			return st, undecodable(rel)
+		if rel.headerFirst() && !rel.foreign(format) {
+			return st, loadError("Invalid data version: " + format)
 		}
-		return st, loadError("Invalid data version: " + format)
+		return st, undecodable(rel)
 	}
 	// A file that was cut short ends within its data.
 	if err := json.Unmarshal(rest, &st); err != nil {
@@ -151,6 +151,9 @@ func describeSnapshot(rel release, path string) (string, error) {
 	format, rest, err := header(rel, body)
 	if err != nil {
 		return "", say(why, err)
+	}
+	if rel.foreign(format) {
+		return "", say(why, undecodable(rel))
 	}
 	if rel.bitcode() {
 		// The whole file is decoded for it; its sum is not looked at.

@@ -82,7 +82,7 @@ func (g *guest) obey(words []string) (string, error) {
 			return "", err
 		}
 		sum := crc32.NewIEEE()
-		_, err = io.Copy(sum, io.NewSectionReader(f, 0, int64(n)<<10))
+		_, err = io.CopyBuffer(struct{ io.Writer }{sum}, struct{ io.Reader }{io.NewSectionReader(f, 0, int64(n)<<10)}, make([]byte, request))
 		return fmt.Sprintf("%08x", sum.Sum32()), err
 	case "poweroff":
 		g.PowerOff()

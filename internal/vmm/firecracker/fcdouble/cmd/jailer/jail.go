@@ -200,8 +200,10 @@ func (j *jail) copyExec(to string) error {
 	if st.Nlink > 1 && since(14) {
 		return refuse(fmt.Sprintf("HardLink(%q)", to), "Detected hard link at: %s", to)
 	}
-	if err := f.Chown(j.uid, j.gid); err != nil {
-		return failed("ChangeFileOwner", err, "Failed to change owner for %s", to)
+	if since(14) {
+		if err := f.Chown(j.uid, j.gid); err != nil {
+			return failed("ChangeFileOwner", err, "Failed to change owner for %s", to)
+		}
 	}
 	if _, err := f.Write(text); err != nil {
 		return failed("Copy", err, "Failed to copy %s to %s", j.exec, to)
