@@ -2,6 +2,7 @@ package network
 
 import (
 	"errors"
+	"net"
 	"net/netip"
 	"slices"
 	"strings"
@@ -10,6 +11,8 @@ import (
 	"time"
 
 	"github.com/google/nftables"
+	"github.com/vishvananda/netlink"
+	"golang.org/x/sys/unix"
 
 	"github.com/sporevm/spore"
 )
@@ -234,5 +237,57 @@ func TestGreatestPolicy(t *testing.T) {
 	change(t, m, "a", e)
 	if err := g.reach("tcp", netip.AddrPortFrom(publicB, echoPort), patience); err != nil {
 		t.Error(err)
+	}
+}
+
+// A guest that opens flows without end gets a share of the host's table of flows, and no more.
+func TestFlowsAreBounded(t *testing.T) {
+	w := newWorld(t)
+	names := localNames(t, map[string]netip.Addr{"a.example.com": publicA})
+	m := w.serving(func(o *Options) { o.Nameservers = []netip.AddrPort{names} })
+	l := mustAttach(t, m, "a", spore.Egress{})
+	g := w.plug(l)
+	var pc net.PacketConn
+	if err := within(g.ns, func() (err error) {
+		pc, err = net.ListenPacket("udp4", "")
+		return err
+	}); err != nil {
+		t.Fatal(err)
+	}
+	defer pc.Close()
+	if _, err := g.lookup("a.example.com", l); err != nil {
+		t.Error(err)
+	}
+	flows := func() (n int) {
+		t.Helper()
+		if err := m.inside(m.find("a"), func() error {
+			h, err := netlink.NewHandle(unix.NETLINK_NETFILTER)
+			if err != nil {
+				return err
+			}
+			defer h.Close()
+			list, err := h.ConntrackTableList(netlink.ConntrackTable, unix.AF_INET)
+			n = len(list)
+			return err
+		}); err != nil {
+			t.Fatal(err)
+		}
+		return n
+	}
+	if n := flows(); n != 0 {
+		t.Errorf("%d flows come of asking for a name", n)
+	}
+	begin := time.Now()
+	for port := range 20000 {
+		to := &net.UDPAddr{IP: publicB.AsSlice(), Port: 1024 + port}
+		if _, err := pc.WriteTo([]byte("x"), to); err != nil && !errors.Is(err, unix.ENOBUFS) && !errors.Is(err, unix.ECONNREFUSED) {
+			t.Fatal(err)
+		}
+	}
+	n := flows()
+	most := newFlowsBurst + newFlows*int(time.Since(begin).Seconds()+2)
+	t.Logf("%d flows after %v", n, time.Since(begin))
+	if n < newFlowsBurst/2 || n > min(most, maxFlows) {
+		t.Errorf("%d flows; %d may be", n, min(most, maxFlows))
 	}
 }

@@ -26,6 +26,14 @@ const pinnedMark = 1
 // maxPins bounds how many addresses one guest can have opened by names at a time.
 const maxPins = 4096
 
+// What a guest may ask of the host's table of flows, which all sandboxes and the host itself share: so many flows at a time, and so
+// many new ones a second.
+const (
+	maxFlows      = 8192
+	newFlows      = 500
+	newFlowsBurst = 2000
+)
+
 // inner is the packet filter inside a namespace. Its parts are only descriptions; what they describe is in the kernel.
 type inner struct {
 	v4, v6  *nftables.Table
@@ -71,6 +79,11 @@ func (in *inner) install() error {
 		spoof := chain(in.v4, "spoof", nftables.ChainHookPrerouting, nftables.ChainPriorityRaw, &passed)
 		add(spoof, from(TapName), sourceIsNot(GuestAddress.Addr()), drop())
 
+		// Questions to the gateway need no memory of them.
+		add(spoof, from(TapName), destinationIs(Gateway), untracked())
+		replies := chain(in.v4, "replies", nftables.ChainHookOutput, nftables.ChainPriorityRaw, &passed)
+		add(replies, to(TapName), sourceIs(Gateway), untracked())
+
 		// The namespace itself answers names and pings, to the guest only.
 		input := chain(in.v4, "input", nftables.ChainHookInput, nftables.ChainPriorityFilter, &denied)
 		for _, p := range []byte{unix.IPPROTO_UDP, unix.IPPROTO_TCP} {
@@ -82,6 +95,8 @@ func (in *inner) install() error {
 		forward := chain(in.v4, "forward", nftables.ChainHookForward, nftables.ChainPriorityFilter, &denied)
 		out := match(append(from(TapName), to(upName)...))
 		add(forward, from(upName), to(TapName), stateIn(known), accept())
+		add(forward, out, stateIn(expr.CtStateBitNEW), moreThan(newFlows, newFlowsBurst), drop())
+		add(forward, out, stateIn(expr.CtStateBitNEW), flowsOver(maxFlows), drop())
 		add(forward, out, destinationIn(in.allowed), accept())
 		add(forward, out, stateIn(known), markIs(pinnedMark), accept())
 		add(forward, out, destinationIn(in.pinned), setMark(pinnedMark), accept())

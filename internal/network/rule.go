@@ -58,6 +58,10 @@ func arrivedIn(s *nftables.Set) match {
 
 func protocol(p byte) match { return meta(expr.MetaKeyL4PROTO, expr.CmpOpEq, []byte{p}) }
 
+func sourceIs(a netip.Addr) match {
+	return match{loadSource, &expr.Cmp{Op: expr.CmpOpEq, Register: 1, Data: a.AsSlice()}}
+}
+
 func sourceIsNot(a netip.Addr) match {
 	return match{loadSource, &expr.Cmp{Op: expr.CmpOpNeq, Register: 1, Data: a.AsSlice()}}
 }
@@ -127,6 +131,20 @@ func rejectAny() match {
 func atMost(perSecond uint64) match {
 	return match{&expr.Limit{Type: expr.LimitTypePkts, Rate: perSecond, Unit: expr.LimitTimeSecond, Burst: uint32(perSecond)}}
 }
+
+// moreThan matches packets beyond so many in a second.
+func moreThan(perSecond, burst uint32) match {
+	return match{&expr.Limit{Type: expr.LimitTypePkts, Rate: uint64(perSecond), Unit: expr.LimitTimeSecond, Burst: burst, Over: true}}
+}
+
+// flowsOver matches packets of flows beyond so many at a time.
+func flowsOver(n uint32) match {
+	const inverted = 1
+	return match{&expr.Connlimit{Count: n, Flags: inverted}}
+}
+
+// untracked makes the kernel keep no state of what it matched.
+func untracked() match { return match{&expr.Notrack{}} }
 
 // ifname is the name of an interface as sets and rules hold it.
 func ifname(name string) []byte {

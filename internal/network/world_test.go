@@ -135,7 +135,7 @@ func up(t *testing.T, h *netlink.Handle, name string, addrs ...netip.Prefix) net
 }
 
 // echo serves TCP and UDP: what comes is sent back. A TCP client that says "pour" is sent zeros for as long as it takes them;
-// a datagram that begins with "sink" is counted.
+// a datagram that begins with "sink" is counted, and one that begins with "pour" is answered with many.
 func (w *world) echo(ns *os.File, at netip.AddrPort) {
 	w.t.Helper()
 	var l net.Listener
@@ -184,6 +184,10 @@ func (w *world) echo(ns *os.File, at netip.AddrPort) {
 			}
 			if strings.HasPrefix(string(b[:n]), "sink") {
 				w.sunk.Add(int64(n))
+				continue
+			}
+			if string(b[:n]) == "pour" {
+				go blast("", func(b []byte) error { _, err := pc.WriteTo(b, from); return err })
 				continue
 			}
 			pc.WriteTo(b[:n], from)
