@@ -5,7 +5,9 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"io"
 	"math/rand/v2"
+	"net"
 	"os"
 	"path/filepath"
 	"strings"
@@ -364,6 +366,39 @@ func TestHostileVMM(t *testing.T) {
 				t.Errorf("refused with %v", err)
 			}
 		})
+	}
+}
+
+// TestOtherUser: only the user that the VMM runs as is served, by a pager that is neither that user nor root.
+func TestOtherUser(t *testing.T) {
+	if os.Getuid() != 0 {
+		t.Skip("only root can start processes of other users")
+	}
+	f := newFrozen(t, mib, 7)
+	if err := os.Chmod(f.dir, 0o711); err != nil {
+		t.Fatal(err)
+	}
+	cfg := f.config()
+	cfg.UID, cfg.GID = 41234, 41234
+	h := f.start(t, cfg)
+	text, err := os.ReadFile(fmt.Sprintf("/proc/%d/status", h.PID()))
+	if err != nil || !bytes.Contains(text, []byte("\nUid:\t65534\t65534\t65534\t65534\n")) || !bytes.Contains(text, []byte("\nCapEff:\t0000000000000000\n")) {
+		t.Errorf("the pager's status: %s %v", text, err)
+	}
+	conn, err := net.Dial("unix", cfg.Socket) // root may, as to the file
+	if err != nil {
+		t.Fatal(err)
+	}
+	if n, err := conn.Read(make([]byte, 1)); err != io.EOF {
+		t.Errorf("another user is answered %d bytes, %v", n, err)
+	}
+	conn.Close()
+	v := startVMM(t, vmmConfig{Socket: cfg.Socket, Regions: f.regions(), UID: 41234})
+	if err := h.Attached(t.Context()); err != nil {
+		t.Fatal(err)
+	}
+	if got := v.do(command{Op: "touch", Off: mib - 4096}); got != fmt.Sprint(f.want[mib-4096]) {
+		t.Errorf("read %s", got)
 	}
 }
 

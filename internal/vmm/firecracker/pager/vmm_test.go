@@ -13,6 +13,7 @@ import (
 	"runtime/debug"
 	"strings"
 	"sync"
+	"syscall"
 	"testing"
 	"time"
 	"unsafe"
@@ -31,6 +32,7 @@ type vmmConfig struct {
 	Text    string // instead of the handshake; "" is a right one
 	NoFD    bool
 	WrongFD bool
+	UID     int  // become that user before connecting; 0 is to stay
 	Forget  bool // keep no descriptor, so that only the pager has it
 }
 
@@ -116,6 +118,11 @@ func (v *fakeVMM) connect(fd int) error {
 	}
 	if v.cfg.Text != "" {
 		text = []byte(v.cfg.Text)
+	}
+	if v.cfg.UID != 0 {
+		if err := syscall.Setresuid(v.cfg.UID, v.cfg.UID, v.cfg.UID); err != nil {
+			return err
+		}
 	}
 	conn, err := net.DialUnix("unix", nil, &net.UnixAddr{Name: v.cfg.Socket, Net: "unix"})
 	if err != nil {
