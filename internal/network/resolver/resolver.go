@@ -71,6 +71,7 @@ type Resolver struct {
 	cache    *cache
 	pace     *rate.Limiter
 	slots    chan struct{}
+	complain rate.Sometimes
 
 	queries, refused, failed, dropped atomic.Int64
 
@@ -96,7 +97,7 @@ func New(opts Options) *Resolver {
 	return &Resolver{
 		opts: opts, log: opts.Logger, upstream: &upstream{path: opts.ResolvConf, fixed: opts.Servers}, cache: newCache(cachedNames),
 		pace: rate.NewLimiter(queriesPerSecond, 2*queriesPerSecond), slots: make(chan struct{}, queriesAtOnce),
-		flights: map[string]*flight{},
+		flights: map[string]*flight{}, complain: rate.Sometimes{Interval: time.Minute},
 	}
 }
 
@@ -179,7 +180,8 @@ func (r *Resolver) fill(ctx context.Context, q, m *dns.Msg) {
 		if err := r.opts.Pin(ctx, strings.TrimSuffix(name, "."), pin, left+Grace); err != nil {
 			r.failed.Add(1)
 			m.Rcode = dns.RcodeServerFailure
-			r.log.Error("open the addresses of a name", "name", name, "error", err)
+			// An asker can bring this about, and must not fill a disk with it.
+			r.complain.Do(func() { r.log.Error("open the addresses of a name", "name", name, "error", err) })
 			return
 		}
 	}

@@ -9,6 +9,7 @@ import (
 	"net/netip"
 	"sync"
 	"sync/atomic"
+	"time"
 
 	"gvisor.dev/gvisor/pkg/tcpip"
 	"gvisor.dev/gvisor/pkg/tcpip/adapters/gonet"
@@ -80,6 +81,9 @@ func (e *engine) configure() error {
 	sack := tcpip.TCPSACKEnabled(true)
 	receive := tcpip.TCPReceiveBufferSizeRangeOption{Min: 4 << 10, Default: tcpBuffer, Max: tcpBuffer}
 	send := tcpip.TCPSendBufferSizeRangeOption{Min: 4 << 10, Default: tcpBuffer, Max: tcpBuffer}
+	// Ports are found again by the guest, which remembers its connections longer.
+	timeWait := tcpip.TCPTimeWaitTimeoutOption(time.Second)
+	try("time-wait", e.stack.SetTransportProtocolOption(tcp.ProtocolNumber, &timeWait))
 	try("sack", e.stack.SetTransportProtocolOption(tcp.ProtocolNumber, &sack))
 	try("buffers", e.stack.SetTransportProtocolOption(tcp.ProtocolNumber, &receive))
 	try("buffers", e.stack.SetTransportProtocolOption(tcp.ProtocolNumber, &send))

@@ -6,6 +6,7 @@ import (
 	"io"
 	"net"
 	"sync"
+	"time"
 
 	"gvisor.dev/gvisor/pkg/tcpip"
 	"gvisor.dev/gvisor/pkg/tcpip/adapters/gonet"
@@ -110,6 +111,28 @@ func (c *connection) carry() {
 	wg.Wait()
 	c.host.Close() // has been, if it was broken off
 	c.guest.Close()
+	c.drain()
+}
+
+// drain waits until the guest has taken all that it was sent: until then the connection takes memory, and so its slot. A guest
+// that does not is not waited for for ever.
+func (c *connection) drain() {
+	deadline := time.Now().Add(drainTime)
+	for pause := time.Millisecond; ; pause = min(2*pause, 200*time.Millisecond) {
+		switch tcp.EndpointState(c.ep.State()) {
+		case tcp.StateClose, tcp.StateTimeWait, tcp.StateError:
+			return
+		}
+		select {
+		case <-c.ctx.Done(): // which aborts it
+			return
+		case <-time.After(pause):
+		}
+		if time.Now().After(deadline) {
+			c.ep.Abort()
+			return
+		}
+	}
 }
 
 // pace waits until a rate lets n bytes of the connection pass.

@@ -58,6 +58,7 @@ var (
 	flowTime   = 2 * time.Minute  // how long a UDP flow may be silent
 	pingTime   = 10 * time.Second // how long an answer to a ping is waited for
 	connectFor = time.Minute      // how long the VM may take to connect
+	drainTime  = time.Minute      // how long a guest may take for the rest of a connection that has ended
 	recheck    = 15 * time.Second // how often the host's own addresses are looked at
 )
 

@@ -15,9 +15,11 @@ import (
 	"testing"
 	"time"
 
+	"gvisor.dev/gvisor/pkg/tcpip"
 	"gvisor.dev/gvisor/pkg/tcpip/header"
 
 	spore "github.com/sporevm/spore"
+	"github.com/sporevm/spore/internal/network"
 )
 
 var internetOff = new(bool)
@@ -378,4 +380,65 @@ func TestLoopback(t *testing.T) {
 	ctx, cancel := context.WithTimeout(t.Context(), patience)
 	defer cancel()
 	must(t, link.Ready(ctx))
+}
+
+// A guest that was thawed has connections that nobody knows any more. It learns so at once.
+func TestUnknownConnectionsAreReset(t *testing.T) {
+	w := newWorld(t)
+	w.listen(t, serverIP+":80", echo)
+	g := newGuest(t, w.start(t, Spec{}).Socket())
+	segment := header.TCP(make([]byte, header.TCPMinimumSize))
+	segment.Encode(&header.TCPFields{SrcPort: 1234, DstPort: 80, SeqNum: 7, AckNum: 9, DataOffset: header.TCPMinimumSize, Flags: header.TCPFlagAck, WindowSize: 1000})
+	to := tcpip.AddrFrom4(netip.MustParseAddr(serverIP).As4())
+	sum := header.PseudoHeaderChecksum(header.TCPProtocolNumber, tcpip.AddrFrom4(GuestAddress.As4()), to, uint16(len(segment)))
+	segment.SetChecksum(^segment.CalculateChecksum(sum))
+	packet := append(make([]byte, header.IPv4MinimumSize), segment...)
+	encodeIPv4(packet, GuestAddress, netip.MustParseAddr(serverIP), header.TCPProtocolNumber)
+	must(t, g.send(0x0800, packet))
+	eventually(t, "it is reset", func() bool { g.mu.Lock(); defer g.mu.Unlock(); return len(g.rst) > 0 })
+}
+
+// A guest that does not take what it was sent holds its slots no longer than it may, and no others.
+func TestGuestThatTakesNothing(t *testing.T) {
+	old := drainTime
+	drainTime = 300 * time.Millisecond
+	defer func() { drainTime = old }()
+	e, err := newEngine(Spec{ID: "s1", Egress: spore.Egress{AllowCIDRs: []string{"127.0.0.1"}}}, quiet())
+	must(t, err)
+	l, err := net.Listen("tcp4", "127.0.0.1:0")
+	must(t, err)
+	acceptFrom(t, l, func(c net.Conn) { c.Write(make([]byte, 64<<10)); io.Copy(io.Discard, c) })
+	dir := t.TempDir()
+	socket, err := net.Listen("unix", dir+"/s")
+	must(t, err)
+	ended := make(chan error)
+	go func() {
+		conn, err := socket.Accept()
+		if err == nil {
+			err = e.run(context.Background(), conn)
+		}
+		ended <- err
+	}()
+	g := newGuest(t, dir+"/s")
+	small := tcpip.TCPReceiveBufferSizeRangeOption{Min: 4096, Default: 4096, Max: 4096}
+	if err := g.stack.SetTransportProtocolOption(header.TCPProtocolNumber, &small); err != nil {
+		t.Fatal(err)
+	}
+	c, err := g.dial(l.Addr().String())
+	must(t, err)
+	must(t, c.CloseWrite())
+	eventually(t, "its slot is free", func() bool { return e.opened.Load() == 1 && len(e.tcp) == 0 })
+	if _, err := io.Copy(io.Discard, c); err == nil {
+		t.Error("a connection that was given up ends in order")
+	}
+	must(t, g.conn.Close())
+	must(t, <-ended)
+}
+
+// The link looks as it does in the other mode, since a guest may be frozen in one and thawed in the other.
+func TestSameLinkInEveryMode(t *testing.T) {
+	if network.GuestAddress != netip.PrefixFrom(GuestAddress, linkPrefix.Bits()) || network.Gateway != GatewayAddress ||
+		network.GatewayMAC != net.HardwareAddr(gatewayMAC[:]).String() || network.GuestMAC != net.HardwareAddr(guestMAC[:]).String() {
+		t.Error("the modes disagree about what a guest finds")
+	}
 }

@@ -306,6 +306,7 @@ type inner struct {
 	mu   sync.Mutex
 	seen [][]byte // frames that are no IPv4
 	icmp [][]byte // packets
+	rst  [][]byte // packets
 }
 
 func newGuest(t testing.TB, socket string) *inner {
@@ -352,11 +353,14 @@ func newGuest(t testing.TB, socket string) *inner {
 				return
 			}
 			if frame[12] == 8 && frame[13] == 0 {
-				if frame[14+9] == 1 {
-					g.mu.Lock()
+				g.mu.Lock()
+				switch {
+				case frame[14+9] == 1:
 					g.icmp = append(g.icmp, slices.Clone(frame[14:]))
-					g.mu.Unlock()
+				case frame[14+9] == 6 && header.TCP(header.IPv4(frame[14:]).Payload()).Flags().Contains(header.TCPFlagRst):
+					g.rst = append(g.rst, slices.Clone(frame[14:]))
 				}
+				g.mu.Unlock()
 				pkt := stack.NewPacketBuffer(stack.PacketBufferOptions{Payload: buffer.MakeWithData(frame[14:])})
 				g.link.InjectInbound(ipv4.ProtocolNumber, pkt)
 				pkt.DecRef()
