@@ -182,7 +182,7 @@ func (e *Engine) adopt(ctx context.Context, cfg vmm.Config, r vmRecord, j *jail,
 	if info.State == instanceNotStarted || !r.Booted && !r.Loaded {
 		return nil, spore.Errorf(spore.CodeNotFound, "the VM %s was being started when the server that did it ended", r.ID)
 	}
-	m.running = info.State == instanceRunning
+	m.running, m.ran = info.State == instanceRunning, true
 	if r.Paged {
 		if e.opts.Pager == nil {
 			return nil, spore.Errorf(spore.CodeUnsupported, "the memory of %s is served by a pager, and this server has none", r.ID)

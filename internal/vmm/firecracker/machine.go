@@ -34,6 +34,8 @@ type machine struct {
 
 	turn   chan struct{} // held by the operation that may change the VM
 	unsure bool          // an operation was given up in the middle; holder of turn
+	saved  bool          // a snapshot was taken since it was last paused or resumed; holder of turn
+	ran    bool          // it may have run since it was loaded; holder of turn
 
 	mu       sync.Mutex
 	running  bool
@@ -198,8 +200,14 @@ func (m *machine) turnTo(ctx context.Context, state string, running bool) error 
 		return err
 	}
 	defer end()
-	if (m.State() == vmm.StateRunning) == running {
-		return nil
+	if running {
+		// One that runs is left alone: Firecracker would kick its devices.
+		if m.State() == vmm.StateRunning {
+			return nil
+		}
+		if err := m.beforeResume(ctx); err != nil {
+			return err
+		}
 	}
 	if err := m.jail.api.setState(ctx, state); err != nil {
 		m.unsure = true
@@ -210,7 +218,19 @@ func (m *machine) turnTo(ctx context.Context, state string, running bool) error 
 		return m.settle(err)
 	}
 	m.setRunning(running)
+	m.saved, m.ran = false, m.ran || running
 	return nil
+}
+
+// beforeResume works around a fault of 1.16: a guest that was paused and resumed without a snapshot in between is cut off
+// from vsock for good, since the device waits for the guest to acknowledge a reset that it was never told of. A snapshot
+// does tell it. Of a booted VM it would be one of all memory, so that one keeps the fault.
+func (m *machine) beforeResume(ctx context.Context) error {
+	if v := m.jail.binary.Version; v.Major != 1 || v.Minor != 16 || m.booted || m.saved || !m.ran {
+		return nil
+	}
+	_, err := m.snapshot(ctx)
+	return err
 }
 
 func (m *machine) Console(limit int) ([]byte, error) {

@@ -51,6 +51,7 @@ func (m *machine) snapshot(ctx context.Context) (payload []byte, err error) {
 		}
 		return nil, m.settle(err)
 	}
+	m.saved = true
 	if m.pager != nil {
 		if err := m.ownDiff(); err != nil {
 			return nil, err
