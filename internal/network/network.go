@@ -20,6 +20,7 @@ import (
 	"slices"
 	"strings"
 	"sync"
+	"time"
 
 	"github.com/vishvananda/netlink"
 	"golang.org/x/sys/unix"
@@ -58,7 +59,7 @@ type Options struct {
 	PoolSize int
 	// Subnet is where the addresses of links come from; DefaultSubnet when it is not set.
 	Subnet netip.Prefix
-	// Owner is the user id that may open TAP devices, besides root.
+	// Owner is the user id that alone may open TAP devices, besides root. 0: whoever was put into the namespace.
 	Owner int
 	// Host is the path of the network namespace that links lead to. "" is that of the process.
 	Host string
@@ -101,10 +102,11 @@ type Manager struct {
 	turns     map[string]chan struct{} // ids that somebody works on
 	slots     slots
 
-	filling  sync.WaitGroup
-	fill     chan struct{}
-	stopping context.Context
-	stop     context.CancelFunc
+	filling   sync.WaitGroup
+	fill      chan struct{}
+	lookAgain time.Duration // how often the host's own forwarding is looked at
+	stopping  context.Context
+	stop      context.CancelFunc
 
 	// step is called before each step of making or removing a namespace, with its name. Tests make it fail.
 	step func(name string) error
@@ -140,7 +142,7 @@ func New(opt Options) (_ *Manager, err error) {
 	m := &Manager{
 		opt: opt, log: opt.Log, prefix: prefix, outer: newOuter(prefix),
 		spaces: map[string]*space{}, attached: map[string]*space{}, turns: map[string]chan struct{}{}, slots: newSlots(opt.Subnet),
-		fill: make(chan struct{}, 1), step: func(string) error { return nil },
+		fill: make(chan struct{}, 1), lookAgain: time.Minute, step: func(string) error { return nil },
 	}
 	m.stopping, m.stop = context.WithCancel(context.Background())
 	path := opt.Host

@@ -246,7 +246,11 @@ func TestIPv6(t *testing.T) {
 func TestGuard(t *testing.T) {
 	w := newWorld(t)
 	before := w.traces()
-	m := w.serving()
+	m := w.manager(t.TempDir())
+	m.lookAgain = 50 * time.Millisecond
+	if _, err := m.Recover(t.Context(), nil); err != nil {
+		t.Fatal(err)
+	}
 	g := w.plug(mustAttach(t, m, "a", spore.Egress{}))
 	if err := g.ping(publicA, patience); err != nil {
 		t.Fatal(err)
@@ -281,9 +285,14 @@ func TestGuard(t *testing.T) {
 	if err := within(w.host, func() error { return sysctl("ipv4/ip_forward", "1") }); err != nil {
 		t.Fatal(err)
 	}
-	mustAttach(t, m, "b", spore.Egress{})
-	if err := stranger.ping(netip.MustParseAddr("192.0.2.2"), patience); err != nil {
-		t.Errorf("a router's packets: %v", err)
+	for deadline := time.Now().Add(patience); ; {
+		err := stranger.ping(netip.MustParseAddr("192.0.2.2"), unanswered)
+		if err == nil {
+			break
+		}
+		if time.Now().After(deadline) {
+			t.Fatalf("a router's packets: %v", err)
+		}
 	}
 	if err := g.ping(publicA, patience); err != nil {
 		t.Error(err)
@@ -409,6 +418,30 @@ func TestAttachRefuses(t *testing.T) {
 		t.Errorf("a link of nobody: %v", err)
 	}
 	if after := w.traces(); after != before {
+		t.Errorf("left behind:\n%s\nthere was:\n%s", after, before)
+	}
+}
+
+func TestProbe(t *testing.T) {
+	w := newWorld(t)
+	m := w.serving()
+	before := w.traces()
+	if err := m.Probe(t.Context()); err != nil {
+		t.Error(err)
+	}
+	m.step = func(name string) error {
+		if name == "make the link" {
+			return fmt.Errorf("veth: %w", unix.EOPNOTSUPP)
+		}
+		return nil
+	}
+	if err := m.Probe(t.Context()); spore.CodeOf(err) != spore.CodeUnsupported || spore.AsError(err).Hint == "" {
+		t.Errorf("a kernel without links: %v", err)
+	}
+	if _, err := m.Attach(t.Context(), "a", isolated(spore.Egress{}), spore.Limits{}); spore.CodeOf(err) != spore.CodeUnsupported {
+		t.Errorf("a kernel without links: %v", err)
+	}
+	if after := w.traces(); strings.Count(after, "spore-") != strings.Count(before, "spore-") {
 		t.Errorf("left behind:\n%s\nthere was:\n%s", after, before)
 	}
 }

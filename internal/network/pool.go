@@ -43,6 +43,8 @@ func (m *Manager) abandon(s *space) error {
 func (m *Manager) keepFull(ctx context.Context) {
 	const least, most = time.Second, time.Minute
 	wait := least
+	look := time.NewTicker(m.lookAgain)
+	defer look.Stop()
 	for {
 		err := m.sweep()
 		for err == nil && ctx.Err() == nil && m.wanting() {
@@ -69,8 +71,23 @@ func (m *Manager) keepFull(ctx context.Context) {
 			return
 		case <-again:
 		case <-m.fill:
+		case <-look.C:
+			// The host may have become a router, or have got another way out.
+			if err := m.lookAtWays(); err != nil {
+				m.log.Error("looking at how the host forwards", "err", err)
+			}
 		}
 	}
+}
+
+func (m *Manager) lookAtWays() error {
+	m.mu.Lock()
+	idle := len(m.spaces) == 0
+	m.mu.Unlock()
+	if idle {
+		return nil
+	}
+	return m.openWays()
 }
 
 func (m *Manager) wanting() bool {

@@ -93,7 +93,7 @@ func (m *Manager) takeOver(kept []*space, failed map[string]error) error {
 			s.doors = doors(p, host)
 		}
 		if err := within(m.hostNS, func() error { return m.outer.install(attached) }); err != nil {
-			return fmt.Errorf("put up the host's rules: %w", err)
+			return explain(fmt.Errorf("put up the host's rules: %w", err))
 		}
 		m.mu.Lock()
 		m.installed = true

@@ -25,7 +25,7 @@ import (
 // A world is a machine of the test's own (a network namespace that stands for the host) with the internet at its only uplink (another
 // one). Nothing of the real host is touched.
 type world struct {
-	t        *testing.T
+	t        testing.TB
 	host     *os.File
 	hostPath string
 	internet *os.File
@@ -45,7 +45,7 @@ var (
 
 const echoPort = 7
 
-func newWorld(t *testing.T) *world {
+func newWorld(t testing.TB) *world {
 	t.Helper()
 	if os.Geteuid() != 0 {
 		t.Skip("isolated networks need root")
@@ -116,7 +116,7 @@ func (w *world) in(ns *os.File, fn func(h *netlink.Handle) error) {
 	}
 }
 
-func up(t *testing.T, h *netlink.Handle, name string, addrs ...netip.Prefix) netlink.Link {
+func up(t testing.TB, h *netlink.Handle, name string, addrs ...netip.Prefix) netlink.Link {
 	t.Helper()
 	link, err := h.LinkByName(name)
 	if err != nil {
@@ -196,7 +196,7 @@ func (w *world) echo(ns *os.File, at netip.AddrPort) {
 }
 
 // localNames serves names to the resolvers, which ask from where the server's process is; all hold for a short time.
-func localNames(t *testing.T, zone map[string]netip.Addr) netip.AddrPort {
+func localNames(t testing.TB, zone map[string]netip.Addr) netip.AddrPort {
 	t.Helper()
 	pc, err := net.ListenPacket("udp4", "127.0.0.1:0")
 	if err != nil {
@@ -206,7 +206,7 @@ func localNames(t *testing.T, zone map[string]netip.Addr) netip.AddrPort {
 	return pc.LocalAddr().(*net.UDPAddr).AddrPort()
 }
 
-func serveZone(t *testing.T, pc net.PacketConn, zone map[string]netip.Addr) {
+func serveZone(t testing.TB, pc net.PacketConn, zone map[string]netip.Addr) {
 	s := &dns.Server{PacketConn: pc, Handler: dns.HandlerFunc(func(rw dns.ResponseWriter, q *dns.Msg) {
 		m := new(dns.Msg)
 		m.SetReply(q)
@@ -250,7 +250,7 @@ func (w *world) serving(change ...func(*Options)) *Manager {
 	return m
 }
 
-func closeAll(t *testing.T, m *Manager) {
+func closeAll(t testing.TB, m *Manager) {
 	t.Helper()
 	m.mu.Lock()
 	over := m.closed
@@ -272,7 +272,7 @@ func closeAll(t *testing.T, m *Manager) {
 	}
 }
 
-type logWriter struct{ t *testing.T }
+type logWriter struct{ t testing.TB }
 
 func (w logWriter) Write(p []byte) (int, error) {
 	w.t.Log(strings.TrimSpace(string(p)))
@@ -284,7 +284,7 @@ func isolated(e spore.Egress) spore.Network {
 	return spore.Network{Mode: spore.NetworkIsolated, Egress: e}
 }
 
-func mustAttach(t *testing.T, m *Manager, id string, e spore.Egress) Link {
+func mustAttach(t testing.TB, m *Manager, id string, e spore.Egress) Link {
 	t.Helper()
 	l, err := m.Attach(t.Context(), id, isolated(e), spore.Limits{})
 	if err != nil {
