@@ -333,13 +333,13 @@ func TestLimiter(t *testing.T) {
 	}
 	const none = `{"bandwidth":{"size":0,"refill_time":0},"ops":{"size":0,"refill_time":0}}`
 	write(none)
-	// 1 MiB in requests of 64 KiB. The bucket is full at first.
+	// 1 MiB in requests of 128 KiB. The bucket is full at first.
 	if d := write(`{"bandwidth":{"size":262144,"refill_time":100}}`); d < 250*time.Millisecond {
 		t.Errorf("1 MiB at 2.5 MiB/s with a bucket of 256 KiB took %s", d)
 	}
 	write(none)
-	if d := write(`{"ops":{"size":4,"refill_time":100}}`); d < 250*time.Millisecond {
-		t.Errorf("16 requests at 40/s with a bucket of 4 took %s", d)
+	if d := write(`{"ops":{"size":2,"refill_time":100}}`); d < 250*time.Millisecond {
+		t.Errorf("8 requests at 20/s with a bucket of 2 took %s", d)
 	}
 }
 

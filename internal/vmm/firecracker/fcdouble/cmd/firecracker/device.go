@@ -3,7 +3,6 @@ package main
 import (
 	"io"
 	"os"
-	"sync/atomic"
 	"unsafe"
 
 	"golang.org/x/sys/unix"
@@ -16,38 +15,12 @@ type drive struct {
 	Config  driveConfig `json:"config"`
 	Sectors int64       `json:"sectors"`
 	file    *os.File
-	limiter atomic.Pointer[rateLimiter] // Config.Limiter, for the guest
 	pace    pace
 }
 
 func (d *drive) limit(l *rateLimiter) {
 	d.Config.Limiter = l
-	d.limiter.Store(l)
-}
-
-// ReadAt reads as the guest does, no faster than the limiter lets it.
-func (d *drive) ReadAt(p []byte, off int64) (int, error) {
-	return d.paced(p, func(done, n int) (int, error) { return d.file.ReadAt(p[done:done+n], off+int64(done)) })
-}
-
-// WriteAt writes as the guest does.
-func (d *drive) WriteAt(p []byte, off int64) (int, error) {
-	return d.paced(p, func(done, n int) (int, error) { return d.file.WriteAt(p[done:done+n], off+int64(done)) })
-}
-
-// request is how much a guest asks of a drive at once, at most.
-const request = 64 << 10
-
-func (d *drive) paced(p []byte, move func(done, n int) (int, error)) (int, error) {
-	for done := 0; done < len(p); {
-		n := min(request, len(p)-done)
-		d.pace.take(d.limiter.Load(), n)
-		k, err := move(done, n)
-		if done += k; err != nil {
-			return done, err
-		}
-	}
-	return len(p), nil
+	d.pace.change(l)
 }
 
 // openDrive opens the file of a drive. The error is worded as a BlockError.
@@ -97,7 +70,7 @@ func (d *drive) open(path string) error {
 // nic is a network device with its TAP open.
 type nic struct {
 	Config netConfig `json:"config"`
-	tap    int
+	tap    *os.File
 }
 
 const (
@@ -138,11 +111,11 @@ func openNIC(cfg netConfig) (*nic, error) {
 		unix.Close(fd)
 		return nil, say("Setting vnet header size failed: Error while setting size of the vnet header: %s", rust.Message(no))
 	}
-	return &nic{Config: cfg, tap: fd}, nil
+	return &nic{Config: cfg, tap: os.NewFile(uintptr(fd), cfg.Tap)}, nil
 }
 
 func (n *nic) close() {
 	if n != nil {
-		unix.Close(n.tap)
+		n.tap.Close()
 	}
 }

@@ -34,9 +34,9 @@ type player interface {
 func newGuest(m *machine, serial io.Writer, registers []byte) *guest {
 	g := &guest{m: m, serial: serial, regs: registers, ports: map[uint32]net.Conn{}, started: time.Now()}
 	g.control, g.data = portNumber(buildControl), portNumber(buildData)
-	g.play = suite{}
-	if buildGuest == "agent" {
-		g.play = newAgent(g)
+	g.play = newAgent(g)
+	if buildGuest == "suite" {
+		g.play = newSuite(g)
 	}
 	return g
 }
@@ -155,14 +155,4 @@ func (g *guest) end(code int) {
 	case g.m.end <- code:
 	default: // it ends already
 	}
-}
-
-// disk is a drive.
-func (g *guest) disk(id string) (*drive, error) {
-	for _, d := range g.m.drives {
-		if d.Config.ID == id {
-			return d, nil
-		}
-	}
-	return nil, fmt.Errorf("there is no drive %s", id)
 }

@@ -8,57 +8,67 @@ import (
 // pace holds the tokens of a drive's limiter: one bucket for bytes and one for requests.
 type pace struct {
 	mu         sync.Mutex
-	of         *rateLimiter // what the buckets were filled for
 	bytes, ops tokens
+	changed    chan struct{} // closed when the limiter is changed: who waits for the old one goes on
 }
 
 // tokens is one bucket.
 type tokens struct {
-	bucket *bucket
-	burst  float64 // spent first, never refilled
-	have   float64
-	at     time.Time
+	size, rate float64 // rate is what comes in a second; 0 is no limit
+	burst      float64 // spent first, never refilled
+	have       float64
+	at         time.Time
 }
 
-// take waits until a request of n bytes may go on. A limiter that was changed starts with full buckets.
-func (p *pace) take(l *rateLimiter, n int) {
-	if l == nil {
-		return
-	}
+// change sets the limiter; its buckets are full.
+func (p *pace) change(l *rateLimiter) {
 	p.mu.Lock()
 	defer p.mu.Unlock()
-	if p.of != l {
-		p.of, p.bytes, p.ops = l, full(l.Bandwidth), full(l.Ops)
+	if p.changed != nil {
+		close(p.changed)
 	}
-	p.ops.take(1)
-	p.bytes.take(float64(n))
+	p.changed, p.bytes, p.ops = make(chan struct{}), tokens{}, tokens{}
+	if l != nil {
+		p.bytes, p.ops = full(l.Bandwidth), full(l.Ops)
+	}
 }
 
 func full(b *bucket) tokens {
 	if b == nil {
 		return tokens{}
 	}
-	t := tokens{bucket: b, have: float64(b.Size), at: time.Now()}
+	t := tokens{size: float64(b.Size), have: float64(b.Size), rate: float64(b.Size) / float64(b.Refill) * 1000, at: time.Now()}
 	if b.Burst != nil {
 		t.burst = float64(*b.Burst)
 	}
 	return t
 }
 
-func (t *tokens) take(n float64) {
-	if t.bucket == nil {
+// take waits until a request of n bytes may go on.
+func (p *pace) take(n int) {
+	p.mu.Lock()
+	wait, changed := max(p.ops.take(1), p.bytes.take(float64(n))), p.changed
+	p.mu.Unlock()
+	if wait <= 0 {
 		return
 	}
-	if spent := min(n, t.burst); spent > 0 {
-		t.burst -= spent
-		n -= spent
+	timer := time.NewTimer(wait)
+	defer timer.Stop()
+	select {
+	case <-timer.C:
+	case <-changed:
 	}
-	rate := float64(t.bucket.Size) / (float64(t.bucket.Refill) / 1000) // in a second
+}
+
+// take says how long to wait for n tokens, which are taken.
+func (t *tokens) take(n float64) time.Duration {
+	if t.rate == 0 {
+		return 0
+	}
+	spent := min(n, t.burst)
+	t.burst -= spent
 	now := time.Now()
-	t.have = min(float64(t.bucket.Size), t.have+now.Sub(t.at).Seconds()*rate)
+	t.have = min(t.size, t.have+now.Sub(t.at).Seconds()*t.rate) - (n - spent)
 	t.at = now
-	t.have -= n // a request that is larger than the bucket goes through and is waited for
-	if t.have < 0 {
-		time.Sleep(time.Duration(-t.have / rate * float64(time.Second)))
-	}
+	return time.Duration(max(0, -t.have) / t.rate * float64(time.Second))
 }

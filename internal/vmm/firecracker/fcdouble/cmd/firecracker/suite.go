@@ -16,9 +16,20 @@ import (
 
 // suite is the guest of package vmmtest: it does to memory, disk and console what it is asked for on the control port, and echoes
 // what comes on the data port. The length of its region stands at the start of memory, the region itself on the pages after.
-type suite struct{}
+type suite struct{ flood flood }
 
-func (suite) serve(g *guest, port string, conn net.Conn) {
+func newSuite(g *guest) *suite {
+	s := &suite{flood{done: make(chan error, 1)}}
+	for _, n := range g.m.nics {
+		go g.answerFrames(n)
+	}
+	if k, err := g.disk("disk"); err == nil {
+		go k.goOn(&s.flood) // waits until the VM runs
+	}
+	return s
+}
+
+func (s *suite) serve(g *guest, port string, conn net.Conn) {
 	if port == vmm.PortData {
 		io.Copy(conn, conn) // until the host leaves
 		return
@@ -29,7 +40,7 @@ func (suite) serve(g *guest, port string, conn net.Conn) {
 		if len(words) == 0 {
 			continue // ends what a conversation that was cut short left behind
 		}
-		answer, err := g.obey(words)
+		answer, err := s.obey(g, words)
 		if err != nil {
 			answer = "error: " + err.Error()
 		}
@@ -39,7 +50,7 @@ func (suite) serve(g *guest, port string, conn net.Conn) {
 	}
 }
 
-func (g *guest) obey(words []string) (string, error) {
+func (s *suite) obey(g *guest, words []string) (string, error) {
 	n, seed := 0, uint64(0)
 	if len(words) == 3 {
 		if _, err := fmt.Sscan(words[1]+" "+words[2], &n, &seed); err != nil {
@@ -69,21 +80,38 @@ func (g *guest) obey(words []string) (string, error) {
 		g.print(strings.Repeat(strings.Repeat("console ", 8)+"\n", n<<10/65+1) + fmt.Sprintln("printed", seed))
 		return "ok", nil
 	case "disk-write": // disk-write KIB SEED
-		f, err := g.disk("disk")
+		k, err := g.disk("disk")
 		if err != nil {
 			return "", err
 		}
-		text := noise(n<<10, seed)
-		_, err = g.step(func() (int, error) { return f.WriteAt(text, 0) })
+		_, err = k.WriteAt(noise(n<<10, seed), 0)
 		return "ok", err
 	case "disk-sum": // disk-sum KIB 0
-		f, err := g.disk("disk")
+		k, err := g.disk("disk")
 		if err != nil {
 			return "", err
 		}
-		sum := crc32.NewIEEE()
-		_, err = io.CopyBuffer(struct{ io.Writer }{sum}, struct{ io.Reader }{io.NewSectionReader(f, 0, int64(n)<<10)}, make([]byte, request))
-		return fmt.Sprintf("%08x", sum.Sum32()), err
+		text := make([]byte, n<<10)
+		_, err = k.ReadAt(text, 0)
+		return fmt.Sprintf("%08x", crc32.ChecksumIEEE(text)), err
+	case "disk-rate": // disk-rate MILLISECONDS KIB: operations of so much each, for so long
+		k, err := g.disk("disk")
+		if err != nil {
+			return "", err
+		}
+		return k.rate(time.Duration(n)*time.Millisecond, int(seed)<<10)
+	case "disk-flood": // disk-flood KIB COUNT: so many writes of so much each, at once, in the background
+		k, err := g.disk("disk")
+		if err != nil {
+			return "", err
+		}
+		return "ok", k.flood(&s.flood, n<<10, int(seed))
+	case "disk-flooded": // waits for the end of a flood
+		return "ok", <-s.flood.done
+	case "frame": // frame 0 SEED: one from here, with SEED in it
+		return "ok", g.sendFrame(seed)
+	case "nic":
+		return g.nicAddress(), nil
 	case "poweroff":
 		g.PowerOff()
 		return "", nil
