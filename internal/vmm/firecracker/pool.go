@@ -29,6 +29,7 @@ type pool struct {
 	failed  time.Time // when starting one last failed
 	closed  bool
 	fills   sync.WaitGroup
+	cleared bool // of what an earlier server had left; of the one that fills
 }
 
 func newPool(e *Engine) *pool {
@@ -89,7 +90,7 @@ func (p *pool) move(j *jail, work string) error {
 	if err := newWork(work); err != nil { // for its refusals, and to clear away what is old
 		return err
 	}
-	if err := os.Rename(j.work, work); err != nil { // onto the empty directory
+	if err := unix.Rename(j.work, work); err != nil { // onto the empty directory, which os.Rename refuses
 		return errors.Join(fmt.Errorf("firecracker: move a waiting process: %w", err), os.Remove(work))
 	}
 	j.work = work // what writes its logs holds them open
@@ -116,12 +117,15 @@ func (p *pool) fill(b *Binary) {
 	})
 }
 
-// top fills the pool up. It is the first to see what an earlier server left there, and ends it.
+// top fills the pool up. The first time it ends what an earlier server has left there.
 func (p *pool) top(b *Binary) error {
 	ctx, cancel := context.WithTimeout(context.Background(), 2*startTimeLimit)
 	defer cancel()
-	if err := p.clear(ctx); err != nil {
-		return err
+	if !p.cleared { // only before there is anything of its own
+		if err := p.clear(ctx); err != nil {
+			return err
+		}
+		p.cleared = true
 	}
 	for {
 		p.mu.Lock()
