@@ -22,6 +22,9 @@ func TestMain(m *testing.M) {
 		for {
 		}
 	}
+	if os.Getpid() == 1 {
+		runAsInit()
+	}
 	os.Exit(m.Run())
 }
 
@@ -59,6 +62,9 @@ func openHere(t *testing.T) *Controller {
 	owner, err := Fingerprint(t.TempDir())
 	must(t, err)
 	c, err := Open(t.Context(), Options{Owner: owner})
+	if want := os.Getenv("SPORE_CGROUP_WANT"); want != "" && (err != nil || c.Info().Version != Version(want)) {
+		t.Fatalf("no version %s: %v", want, err)
+	}
 	if spore.CodeOf(err) == spore.CodeUnsupported {
 		t.Skip(err)
 	}
@@ -93,9 +99,10 @@ func create(t *testing.T, c *Controller, id string) *Group {
 	return g
 }
 
-// share measures how much of a processor the group takes.
+// share measures how much of a processor the process, alone in the group, takes.
 func share(t *testing.T, g *Group, pid int, window time.Duration) float64 {
 	t.Helper()
+	outside := time.Now()
 	before, err := g.Usage()
 	must(t, err)
 	cpuBefore, began := cpuTime(t, pid), time.Now()
@@ -103,44 +110,69 @@ func share(t *testing.T, g *Group, pid int, window time.Duration) float64 {
 	cpu, wall := cpuTime(t, pid)-cpuBefore, time.Since(began)
 	after, err := g.Usage()
 	must(t, err)
-	// The kernel counts the group's time as it counts the process's own.
-	if counted := after.CPU - before.CPU; counted < cpu-window/5 || counted > cpu+window/5 {
+	const step = 20 * time.Millisecond // by which the kernel brings its counts up to date
+	if counted := after.CPU - before.CPU; counted < cpu-step || counted > time.Since(outside)+step {
 		t.Errorf("the group took %s and its only process %s", counted, cpu)
 	}
 	return float64(cpu) / float64(wall)
 }
 
-func cpuTime(t *testing.T, pid int) time.Duration {
+// cpuTime is how long a process was on a processor.
+func cpuTime(t *testing.T, pid int) (total time.Duration) {
 	t.Helper()
-	text, err := os.ReadFile("/proc/" + strconv.Itoa(pid) + "/stat")
+	threads, err := filepath.Glob("/proc/" + strconv.Itoa(pid) + "/task/*/schedstat")
 	must(t, err)
-	fields := strings.Fields(string(text[strings.LastIndexByte(string(text), ')')+1:]))
-	var ticks int64
-	for _, f := range fields[11:13] {
-		n, err := strconv.ParseInt(f, 10, 64)
+	for _, path := range threads {
+		text, err := os.ReadFile(path)
 		must(t, err)
-		ticks += n
+		ns, err := strconv.ParseInt(strings.Fields(string(text))[0], 10, 64)
+		must(t, err)
+		total += time.Duration(ns)
 	}
-	return time.Duration(ticks) * 10 * time.Millisecond
+	return total
 }
 
-// hold looks whether the process takes want of a processor. It never may take more; that it takes less, since this machine has
-// other things to do, is looked at again.
-func hold(t *testing.T, g *Group, pid int, want float64) {
+// favour lets the group have processors before all others of this machine, which has other things to do, so that its bound is
+// all that holds it back.
+func favour(t *testing.T, g *Group) {
 	t.Helper()
-	for try := range 8 {
-		got := share(t, g, pid, 2*time.Second)
-		t.Logf("bounded to %.2f processors, it takes %.3f", want, got)
-		if got > want*1.15 {
-			t.Fatalf("it takes %.3f of a processor, bounded to %.2f", got, want)
-		}
-		if got >= want*0.85 {
-			return
-		}
-		if u, err := g.Usage(); try == 7 && err == nil {
-			t.Errorf("it takes %.3f of a processor, bounded to %.2f: %+v", got, want, u)
+	name, most, usual := "cpu.shares", "262144", "1024"
+	if g.c.info.Version == V2 {
+		name, most, usual = "cpu.weight", "10000", "100"
+	}
+	for _, dir := range []string{g.c.dirs[0], g.dirs[0]} {
+		if err := write(dir, name, most); err != nil {
+			t.Logf("the group is not favoured: %v", err)
 		}
 	}
+	t.Cleanup(func() {
+		if err := write(g.c.dirs[0], name, usual); err != nil && !errors.Is(err, os.ErrNotExist) {
+			t.Errorf("take back the favour: %v", err)
+		}
+	})
+}
+
+// hold looks whether the process takes want of a processor, within 15 %. It never may take more, but in a guest, whose time stands
+// still and jumps as the machine around it likes; that it takes less for once is looked at again.
+func hold(t *testing.T, g *Group, pid int, want float64) {
+	t.Helper()
+	guest := os.Getenv("SPORE_CGROUP_WANT") != ""
+	const tries = 10
+	for range tries {
+		before, err := g.Usage()
+		must(t, err)
+		got := share(t, g, pid, 2*time.Second)
+		after, err := g.Usage()
+		must(t, err)
+		t.Logf("bounded to %.2f processors, it takes %.3f; stopped in %d of %d periods", want, got, after.Throttled-before.Throttled, after.Periods-before.Periods)
+		if got > want*1.15 && !guest {
+			t.Fatalf("it takes %.3f of a processor, bounded to %.2f", got, want)
+		}
+		if got >= want*0.85 && got <= want*1.15 {
+			return
+		}
+	}
+	t.Errorf("it does not take %.2f of a processor in any of %d measurements", want, tries)
 }
 
 func TestShareIsHeld(t *testing.T) {
@@ -150,6 +182,7 @@ func TestShareIsHeld(t *testing.T) {
 	must(t, g.SetCPUs(0.5))
 	cmd := burn(t)
 	must(t, g.Add(cmd.Process.Pid))
+	favour(t, g)
 	hold(t, g, cmd.Process.Pid, 0.5)
 	if u, err := g.Usage(); err != nil || u.Throttled == 0 || u.ThrottledFor == 0 || u.Periods < u.Throttled {
 		t.Errorf("%+v, %v", u, err)
@@ -229,6 +262,7 @@ func TestGovern(t *testing.T) {
 	must(t, c.Govern(ctx, "vm", pid, 0.1))
 	g, err := c.Get("vm")
 	must(t, err)
+	favour(t, g)
 	hold(t, g, pid, 0.1)
 	must(t, c.Recover(ctx, []string{"vm"}))
 	must(t, c.Govern(ctx, "vm", pid, 0))

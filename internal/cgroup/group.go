@@ -13,6 +13,8 @@ import (
 	"syscall"
 	"time"
 
+	"golang.org/x/sys/unix"
+
 	spore "github.com/sporevm/spore"
 )
 
@@ -197,12 +199,23 @@ func (g *Group) explain(act string, err error) error {
 	return fmt.Errorf("cgroup: %s the group of %s: %w", act, g.id, err)
 }
 
-// write gives the kernel a value. Files of a control group are never made.
+// write gives the kernel a value. Files of a control group are never made. It goes past package os, which would take EAGAIN for a
+// request to wait until the file is ready, forever.
 func write(dir, name, value string) error {
-	f, err := os.OpenFile(filepath.Join(dir, name), os.O_WRONLY|os.O_TRUNC, 0)
+	path := filepath.Join(dir, name)
+	fail := func(op string, err error) error { return &fs.PathError{Op: op, Path: path, Err: err} }
+	fd, err := unix.Open(path, unix.O_WRONLY|unix.O_TRUNC|unix.O_CLOEXEC, 0)
 	if err != nil {
-		return err
+		return fail("open", err)
 	}
-	_, err = f.WriteString(value)
-	return errors.Join(err, f.Close())
+	defer unix.Close(fd) // the kernel has answered already
+	for {
+		switch _, err := unix.Write(fd, []byte(value)); err {
+		case nil:
+			return nil
+		case unix.EINTR:
+		default:
+			return fail("write", err)
+		}
+	}
 }
