@@ -175,7 +175,6 @@ func (h *Handle) Attached(ctx context.Context) error {
 func (h *Handle) follow(ended <-chan struct{}, gone chan<- struct{}) {
 	how := make(chan string, 1)
 	go func() {
-		defer close(gone)
 		<-ended
 		status := ""
 		if h.child != nil {
@@ -183,13 +182,14 @@ func (h *Handle) follow(ended <-chan struct{}, gone chan<- struct{}) {
 				status = s.String()
 			}
 		}
-		if err := h.pidfd.Close(); err != nil && !errors.Is(err, os.ErrClosed) {
-			h.cfg.Logger.Warn("end of a page server", "vm", h.cfg.ID, "error", err)
-		}
 		how <- status
+		close(gone) // before the descriptor is closed, so that who finds it closed knows why
 		// What it said before it ended is still there to read. If something holds the connection open, that is all.
-		if err := h.conn.SetReadDeadline(time.Now().Add(time.Second)); err != nil && !errors.Is(err, net.ErrClosed) {
-			h.cfg.Logger.Warn("end of a page server", "vm", h.cfg.ID, "error", err)
+		err := h.conn.SetReadDeadline(time.Now().Add(time.Second))
+		for _, err := range []error{err, h.pidfd.Close()} {
+			if err != nil && !errors.Is(err, net.ErrClosed) && !errors.Is(err, os.ErrClosed) {
+				h.cfg.Logger.Warn("end of a page server", "vm", h.cfg.ID, "error", err)
+			}
 		}
 	}()
 	in := newLines(h.conn)

@@ -26,6 +26,9 @@ const (
 	fdFiles
 )
 
+// maxLog bounds the pager's log, in bytes.
+const maxLog = 1 << 20
+
 // nobody is the user that a pager of root becomes.
 const nobody = 65534
 
@@ -337,6 +340,10 @@ func dropPrivileges() error {
 		if err := syscall.Setresuid(nobody, nobody, nobody); err != nil {
 			return fmt.Errorf("drop user: %w", err)
 		}
+	}
+	// All that is ever written is a log of some lines.
+	if err := unix.Setrlimit(unix.RLIMIT_FSIZE, &unix.Rlimit{Cur: maxLog, Max: maxLog}); err != nil {
+		return fmt.Errorf("bound the log: %w", err)
 	}
 	// Others of the same user cannot look into it, and a core file would hold the guest's secrets.
 	if err := unix.Prctl(unix.PR_SET_DUMPABLE, 0, 0, 0, 0); err != nil {
