@@ -13,6 +13,7 @@ import (
 	"os"
 	"strconv"
 	"sync"
+	"syscall"
 	"time"
 
 	"golang.org/x/sys/unix"
@@ -134,6 +135,10 @@ func (c *Client) Send(command string, args any, file *os.File) (*Call, error) {
 		c.mu.Lock()
 		delete(c.pending, id)
 		c.mu.Unlock()
+		// The writer may notice the end before the reader has told.
+		if errors.Is(err, net.ErrClosed) || errors.Is(err, syscall.EPIPE) || errors.Is(err, syscall.ECONNRESET) {
+			err = fmt.Errorf("%w: %w", ErrClosed, err)
+		}
 		return nil, fmt.Errorf("qmp: send %s: %w", command, err)
 	}
 	return call, nil
