@@ -94,11 +94,11 @@ func TestBandwidth(t *testing.T) {
 	in := g.download(t, worldEcho)
 	check("in", megabits(in), 8)
 	out := g.upload(t, worldEcho)
-	set(spore.Limits{NetworkInMbps: 12, NetworkOutMbps: 4})
-	check("out", megabits(out), 4)
+	set(spore.Limits{NetworkInMbps: 12, NetworkOutMbps: 2})
+	check("out", megabits(out), 2)
 	check("in, changed", megabits(in), 12)
 	set(spore.Limits{NetworkInMbps: 12})
-	if got := megabits(out); got < 8 {
+	if got := megabits(out); got < 4 {
 		t.Errorf("out, without a limit: %.2f Mbit/s", got)
 	}
 }

@@ -190,29 +190,84 @@ func (m *Manager) setDoors(s *space, doors []door) error {
 	return nil
 }
 
-// checkSubnet refuses a subnet that the host knows other things in.
-func (m *Manager) checkSubnet() error {
+// chooseSubnet decides where the addresses of links come from: nowhere that the host knows other things.
+func (m *Manager) chooseSubnet() (netip.Prefix, error) {
+	candidates := Subnets
+	if m.opt.Subnet.IsValid() {
+		candidates = []netip.Prefix{m.opt.Subnet}
+	}
 	routes, err := m.host.RouteList(nil, netlink.FAMILY_V4)
 	if err != nil {
-		return fmt.Errorf("list the host's routes: %w", err)
+		return netip.Prefix{}, fmt.Errorf("list the host's routes: %w", err)
 	}
+	var refusal error
+	for _, c := range candidates {
+		r, err := m.routeInto(c, routes)
+		if err != nil {
+			return netip.Prefix{}, err
+		}
+		if r == "" {
+			return c, nil
+		}
+		refusal = spore.Errorf(spore.CodeConflict, "the subnet %s for links is in use: the host has a route to %s", c, r).WithHint("give the server another subnet")
+	}
+	return netip.Prefix{}, refusal
+}
+
+// routeInto names a route, other than a link's or a default route, that leads into a subnet; "" when there is none.
+func (m *Manager) routeInto(subnet netip.Prefix, routes []netlink.Route) (string, error) {
 	for _, r := range routes {
 		if r.Dst == nil {
 			continue
 		}
 		addr, ok := netip.AddrFromSlice(r.Dst.IP.To4())
 		bits, _ := r.Dst.Mask.Size()
-		if p := netip.PrefixFrom(addr, bits); !ok || bits == 0 || !p.Overlaps(m.opt.Subnet) {
+		if p := netip.PrefixFrom(addr, bits); !ok || bits == 0 || !p.Overlaps(subnet) {
 			continue
 		}
-		link, err := m.host.LinkByIndex(r.LinkIndex)
-		if err != nil || strings.HasPrefix(link.Attrs().Name, nameStart) {
-			continue
+		by := ""
+		if r.LinkIndex != 0 {
+			link, err := m.host.LinkByIndex(r.LinkIndex)
+			if errors.As(err, new(netlink.LinkNotFoundError)) {
+				continue
+			}
+			if err != nil {
+				return "", err
+			}
+			if by = link.Attrs().Name; strings.HasPrefix(by, nameStart) {
+				continue
+			}
+			by = " by " + by
 		}
-		return spore.Errorf(spore.CodeConflict, "the subnet %s for links is in use: the host has a route to %s by %s", m.opt.Subnet, r.Dst, link.Attrs().Name).
-			WithHint("give the server another subnet")
+		return r.Dst.String() + by, nil
 	}
-	return nil
+	return "", nil
+}
+
+// Obstacles names the chains of the host's own packet filter that drop forwarded packets unless a rule says otherwise, as Docker and ufw
+// make them. Where there is one, sandboxes reach nothing until it lets packets from and to links "spore-*" through.
+func (m *Manager) Obstacles() ([]string, error) {
+	var all []string
+	err := within(m.hostNS, func() error {
+		c, err := newConn()
+		if err != nil {
+			return err
+		}
+		defer c.CloseLasting()
+		chains, err := c.ListChains()
+		if err != nil {
+			return fmt.Errorf("list the host's rules: %w", err)
+		}
+		for _, ch := range chains {
+			family := ch.Table.Family
+			if ch.Hooknum != nil && *ch.Hooknum == *nftables.ChainHookForward && ch.Policy != nil && *ch.Policy == nftables.ChainPolicyDrop &&
+				(family == nftables.TableFamilyIPv4 || family == nftables.TableFamilyINet) {
+				all = append(all, fmt.Sprintf("chain %s of table %s", ch.Name, ch.Table.Name))
+			}
+		}
+		return nil
+	})
+	return all, err
 }
 
 // leaveHost removes the server's tables, which no link needs any more.

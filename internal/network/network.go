@@ -11,6 +11,7 @@ import (
 	"context"
 	"crypto/sha256"
 	"encoding/base32"
+	"errors"
 	"fmt"
 	"log/slog"
 	"maps"
@@ -41,9 +42,12 @@ var (
 	Gateway      = netip.MustParseAddr("10.254.254.1") // also the nameserver
 )
 
-// DefaultSubnet is where the addresses of links between namespaces and host come from: a range set aside for measurements, which no
-// network in use should have.
-var DefaultSubnet = netip.MustParsePrefix("198.19.0.0/16")
+// Subnets are where the addresses of links between namespaces and host come from, in the order in which they are tried: ranges that
+// are set aside for measurements, then ones that few networks use. No guest ever sees them.
+var Subnets = []netip.Prefix{
+	netip.MustParsePrefix("198.19.0.0/16"), netip.MustParsePrefix("198.18.0.0/16"),
+	netip.MustParsePrefix("100.126.0.0/16"), netip.MustParsePrefix("10.213.0.0/16"),
+}
 
 // Options of a Manager.
 type Options struct {
@@ -57,7 +61,7 @@ type Options struct {
 	Nameservers []netip.AddrPort
 	// PoolSize is how many namespaces are kept ready.
 	PoolSize int
-	// Subnet is where the addresses of links come from; DefaultSubnet when it is not set.
+	// Subnet is where the addresses of links come from. When it is not set, it is the first of Subnets that the host does not use.
 	Subnet netip.Prefix
 	// Owner is the user id that alone may open TAP devices, besides root. 0: whoever was put into the namespace.
 	Owner int
@@ -93,7 +97,9 @@ type Manager struct {
 
 	mu        sync.Mutex
 	recovered bool
-	installed bool // the host's tables are up
+	installed bool  // the host's tables are up
+	serving   bool  // the pool is kept full
+	unfit     error // why nothing can be attached on this host
 	closed    bool
 	spaces    map[string]*space // by name: all that exist or are being made
 	attached  map[string]*space // by the caller's id
@@ -112,19 +118,19 @@ type Manager struct {
 	step func(name string) error
 }
 
-// New makes a manager. It changes nothing yet outside of its directory. It fails with spore.CodeUnsupported when the process is not root.
+// New makes a manager. It changes nothing yet outside of its directory. It fails with spore.CodeUnsupported when the process has not
+// the right to make networks, or the kernel not the parts.
 func New(opt Options) (_ *Manager, err error) {
 	if os.Geteuid() != 0 {
 		return nil, spore.Errorf(spore.CodeUnsupported, "isolated networks need root").WithHint("run the server as root, or use the network mode user")
 	}
-	if !opt.Subnet.IsValid() {
-		opt.Subnet = DefaultSubnet
-	}
-	if !opt.Subnet.Addr().Is4() || opt.Subnet != opt.Subnet.Masked() || opt.Subnet.Bits() < 15 || opt.Subnet.Bits() > 30 {
-		return nil, spore.Invalidf("subnet", "%s cannot be cut into links", opt.Subnet).WithHint("an IPv4 range of 15 to 30 bits, such as %s", DefaultSubnet)
-	}
-	if opt.Subnet.Overlaps(GuestAddress) {
-		return nil, spore.Invalidf("subnet", "%s holds the guests' own addresses, %s", opt.Subnet, GuestAddress.Masked()).WithHint("such as %s", DefaultSubnet)
+	if opt.Subnet.IsValid() {
+		if !opt.Subnet.Addr().Is4() || opt.Subnet != opt.Subnet.Masked() || opt.Subnet.Bits() < 15 || opt.Subnet.Bits() > 30 {
+			return nil, spore.Invalidf("subnet", "%s cannot be cut into links", opt.Subnet).WithHint("an IPv4 range of 15 to 30 bits, such as %s", Subnets[0])
+		}
+		if opt.Subnet.Overlaps(GuestAddress) {
+			return nil, spore.Invalidf("subnet", "%s holds the guests' own addresses, %s", opt.Subnet, GuestAddress.Masked()).WithHint("such as %s", Subnets[0])
+		}
 	}
 	if opt.NamespaceDir == "" {
 		opt.NamespaceDir = "/run/netns"
@@ -141,7 +147,7 @@ func New(opt Options) (_ *Manager, err error) {
 	}
 	m := &Manager{
 		opt: opt, log: opt.Log, prefix: prefix, outer: newOuter(prefix),
-		spaces: map[string]*space{}, attached: map[string]*space{}, turns: map[string]chan struct{}{}, slots: newSlots(opt.Subnet),
+		spaces: map[string]*space{}, attached: map[string]*space{}, turns: map[string]chan struct{}{}, slots: newSlots(Subnets[0], map[int]bool{}),
 		fill: make(chan struct{}, 1), lookAgain: time.Minute, step: func(string) error { return nil },
 	}
 	m.stopping, m.stop = context.WithCancel(context.Background())
@@ -152,14 +158,44 @@ func New(opt Options) (_ *Manager, err error) {
 	if m.hostNS, err = os.Open(path); err != nil {
 		return nil, err
 	}
-	if err := within(m.hostNS, func() (err error) {
-		m.host, err = netlink.NewHandle(unix.NETLINK_ROUTE)
-		return err
-	}); err != nil {
-		m.hostNS.Close()
-		return nil, fmt.Errorf("talk to the kernel about networks: %w", err)
+	if err := m.open(); err != nil {
+		return nil, errors.Join(explain(err), m.hostNS.Close())
 	}
 	return m, nil
+}
+
+// open talks to the kernel for the first time, and so finds out whether it has the parts and the process the right.
+func (m *Manager) open() error {
+	if _, err := os.Stat("/dev/net/tun"); err != nil {
+		return spore.Errorf(spore.CodeUnsupported, "this host has no TAP devices: %w", err).WithHint("load the module tun")
+	}
+	return within(m.hostNS, func() error {
+		c, err := newConn()
+		if err != nil {
+			return err
+		}
+		defer c.CloseLasting()
+		if _, err := c.ListTables(); err != nil {
+			return fmt.Errorf("read the rules of the host: %w", err)
+		}
+		m.host, err = netlink.NewHandle(unix.NETLINK_ROUTE)
+		return err
+	})
+}
+
+// explain says what a host lacks when it refuses what is asked of it.
+func explain(err error) error {
+	for _, errno := range []unix.Errno{unix.EPERM, unix.EPROTONOSUPPORT, unix.EOPNOTSUPP, unix.EAFNOSUPPORT} {
+		if errors.Is(err, errno) {
+			return unfit(err)
+		}
+	}
+	return err
+}
+
+func unfit(err error) error {
+	return spore.Errorf(spore.CodeUnsupported, "this host cannot make isolated networks: %w", err).
+		WithHint("it takes root with all capabilities, and a kernel with network namespaces, tun, veth, nf_tables and sch_tbf; the network mode user needs none of them")
 }
 
 // nameStart is how the name of everything that any server makes begins.
@@ -256,6 +292,10 @@ func (m *Manager) turn(ctx context.Context, id string) (over func(), err error) 
 		if !m.recovered {
 			m.mu.Unlock()
 			return nil, fmt.Errorf("network: Recover comes first")
+		}
+		if m.unfit != nil {
+			m.mu.Unlock()
+			return nil, m.unfit
 		}
 		other, busy := m.turns[id]
 		if !busy {

@@ -111,9 +111,9 @@ type slots struct {
 // maxSlots is how many links have a name of four digits.
 const maxSlots = 1 << 16
 
-func newSlots(subnet netip.Prefix) slots {
+func newSlots(subnet netip.Prefix, taken map[int]bool) slots {
 	count := 1 << (31 - subnet.Bits())
-	return slots{subnet: subnet, count: count, next: rand.IntN(count), taken: map[int]bool{}}
+	return slots{subnet: subnet, count: count, next: rand.IntN(count), taken: taken}
 }
 
 // take claims the next free slot, or says that there is none.

@@ -4,14 +4,9 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"io/fs"
 	"maps"
-	"os"
 	"slices"
-	"strconv"
-	"strings"
 
-	"github.com/google/nftables"
 	"github.com/vishvananda/netlink"
 	"golang.org/x/sys/unix"
 
@@ -24,7 +19,28 @@ import (
 func (m *Manager) Recover(ctx context.Context, keep []string) (map[string]error, error) {
 	m.recovering.Lock()
 	defer m.recovering.Unlock()
-	if err := m.checkSubnet(); err != nil {
+	missing, err := m.recover(ctx, keep)
+	code := spore.CodeOf(err)
+	none := (code == spore.CodeUnsupported || code == spore.CodeConflict) && len(keep) == 0
+	if err != nil && !none {
+		return nil, err
+	}
+	if none {
+		// There is nothing to lose. The server can do without; whoever asks for such a network is told why there is none.
+		m.log.Warn("isolated networks cannot be made", "err", err)
+	}
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	m.recovered, m.unfit = true, err
+	if err == nil && !m.serving && !m.closed {
+		m.serving = true
+		m.filling.Go(func() { m.keepFull(m.stopping) })
+	}
+	return missing, nil
+}
+
+func (m *Manager) recover(ctx context.Context, keep []string) (map[string]error, error) {
+	if err := m.prepare(); err != nil {
 		return nil, err
 	}
 	known, damaged, err := m.records()
@@ -61,13 +77,47 @@ func (m *Manager) Recover(ctx context.Context, keep []string) (map[string]error,
 	if _, err := m.clean(ctx, nil); err != nil {
 		return nil, err
 	}
-	m.mu.Lock()
-	defer m.mu.Unlock()
-	if !m.recovered && !m.closed {
-		m.recovered = true
-		m.filling.Go(func() { m.keepFull(m.stopping) })
-	}
 	return missing, nil
+}
+
+// prepare chooses addresses and sees whether the host takes the rules. It does both only once, and before there are any links.
+func (m *Manager) prepare() error {
+	m.mu.Lock()
+	done := m.installed
+	m.mu.Unlock()
+	if done {
+		return nil
+	}
+	subnet, err := m.chooseSubnet()
+	if err != nil {
+		return err
+	}
+	m.mu.Lock()
+	m.slots = newSlots(subnet, m.slots.taken)
+	m.mu.Unlock()
+	obstacles, err := m.Obstacles()
+	if err != nil {
+		return explain(err)
+	}
+	for _, o := range obstacles {
+		m.log.Warn("the host's own packet filter drops what it forwards, unless told otherwise: let packets from and to spore-* through", "where", o)
+	}
+	return nil
+}
+
+// install puts up the host's rules for the links that there are.
+func (m *Manager) install(attached []*space) error {
+	err := within(m.hostNS, func() error { return m.outer.install(attached) })
+	if errors.Is(err, unix.ENOENT) { // of a kernel that lacks what a rule is made of
+		return unfit(err)
+	}
+	if err != nil {
+		return explain(fmt.Errorf("put up the host's rules: %w", err))
+	}
+	m.mu.Lock()
+	m.installed = true
+	m.mu.Unlock()
+	return nil
 }
 
 // takeOver makes spaces that were found attached ones.
@@ -80,7 +130,7 @@ func (m *Manager) takeOver(kept []*space, failed map[string]error) error {
 	for _, s := range kept {
 		m.spaces[s.name], m.attached[s.rec.ID], m.slots.taken[s.slot] = s, s, true
 	}
-	first := !m.recovered
+	first := !m.installed
 	attached := slices.Collect(maps.Values(m.attached))
 	m.mu.Unlock()
 	if first {
@@ -92,12 +142,9 @@ func (m *Manager) takeOver(kept []*space, failed map[string]error) error {
 			}
 			s.doors = doors(p, host)
 		}
-		if err := within(m.hostNS, func() error { return m.outer.install(attached) }); err != nil {
-			return explain(fmt.Errorf("put up the host's rules: %w", err))
+		if err := m.install(attached); err != nil {
+			return err
 		}
-		m.mu.Lock()
-		m.installed = true
-		m.mu.Unlock()
 	}
 	for _, s := range kept {
 		if failed[s.rec.ID] != nil {
@@ -151,174 +198,4 @@ func (m *Manager) has(name string) bool {
 	m.mu.Lock()
 	defer m.mu.Unlock()
 	return m.spaces[name] != nil
-}
-
-// Leftover is something of a network that no sandbox uses.
-type Leftover struct {
-	Kind string `json:"kind"` // namespace, link, record or table
-	Name string `json:"name"`
-}
-
-// Leftovers lists what servers on this directory have left of networks that are neither those of keep nor in use by this manager. It
-// changes nothing and needs no Recover.
-func (m *Manager) Leftovers(keep []string) ([]Leftover, error) {
-	found, err := m.found()
-	if err != nil {
-		return nil, err
-	}
-	mine, err := m.wanted(keep)
-	if err != nil {
-		return nil, err
-	}
-	all := slices.DeleteFunc(found, func(l Leftover) bool { return l.Kind != kindTable && mine[l.Name] || m.has(l.Name) })
-	m.mu.Lock()
-	serving := m.installed
-	m.mu.Unlock()
-	if serving || len(mine) > 0 {
-		all = slices.DeleteFunc(all, func(l Leftover) bool { return l.Kind == kindTable })
-	}
-	return all, nil
-}
-
-// Clean removes what Leftovers lists, and answers it. It goes on where something cannot be removed, and fails in the end.
-func (m *Manager) Clean(ctx context.Context, keep []string) ([]Leftover, error) {
-	m.recovering.Lock()
-	defer m.recovering.Unlock()
-	return m.clean(ctx, keep)
-}
-
-func (m *Manager) clean(ctx context.Context, keep []string) ([]Leftover, error) {
-	all, err := m.Leftovers(keep)
-	if err != nil {
-		return nil, err
-	}
-	errs := []error{m.sweep()}
-	tables := false
-	for name := range names(all) {
-		if err := ctx.Err(); err != nil {
-			return nil, errors.Join(append(errs, err)...)
-		}
-		slot, ok := m.slotOf(name)
-		if !ok {
-			tables = true
-			continue
-		}
-		s := newSpace(m.prefix, slot, m.slots.outer(slot))
-		if !m.reserve(s) {
-			continue
-		}
-		if err := m.abandon(s); err != nil {
-			errs = append(errs, err)
-			continue
-		}
-		m.log.Info("removed a network that is nobody's", "network", name)
-	}
-	if tables && errors.Join(errs...) == nil {
-		errs = append(errs, m.leaveHost())
-	}
-	return all, errors.Join(errs...)
-}
-
-// reserve keeps a name from being used anew while what is left of it is removed; false when it is in use already.
-func (m *Manager) reserve(s *space) bool {
-	m.mu.Lock()
-	defer m.mu.Unlock()
-	if m.spaces[s.name] != nil {
-		return false
-	}
-	m.spaces[s.name], m.slots.taken[s.slot] = s, true
-	return true
-}
-
-func names(all []Leftover) map[string]bool {
-	set := map[string]bool{}
-	for _, l := range all {
-		set[l.Name] = true
-	}
-	return set
-}
-
-// wanted are the names of the networks of keep.
-func (m *Manager) wanted(keep []string) (map[string]bool, error) {
-	known, _, err := m.records()
-	if err != nil {
-		return nil, err
-	}
-	mine := map[string]bool{}
-	for name, r := range known {
-		if r.ID != "" && slices.Contains(keep, r.ID) {
-			mine[name] = true
-		}
-	}
-	return mine, nil
-}
-
-// The kinds of things that are left.
-const (
-	kindNamespace = "namespace"
-	kindLink      = "link"
-	kindRecord    = "record"
-	kindTable     = "table"
-)
-
-// found is all that there is of networks of this directory.
-func (m *Manager) found() ([]Leftover, error) {
-	var all []Leftover
-	entries, err := os.ReadDir(m.opt.NamespaceDir)
-	if err != nil && !errors.Is(err, fs.ErrNotExist) {
-		return nil, err
-	}
-	for _, e := range entries {
-		if _, ok := m.slotOf(e.Name()); ok {
-			all = append(all, Leftover{kindNamespace, e.Name()})
-		}
-	}
-	links, err := m.host.LinkList()
-	if err != nil {
-		return nil, fmt.Errorf("list the host's links: %w", err)
-	}
-	for _, l := range links {
-		if _, ok := m.slotOf(l.Attrs().Name); ok {
-			all = append(all, Leftover{kindLink, l.Attrs().Name})
-		}
-	}
-	known, damaged, err := m.records()
-	if err != nil {
-		return nil, err
-	}
-	for name := range known {
-		all = append(all, Leftover{kindRecord, name})
-	}
-	for name := range damaged {
-		all = append(all, Leftover{kindRecord, name})
-	}
-	var tables []*nftables.Table
-	if err := within(m.hostNS, func() error {
-		c, err := newConn()
-		if err != nil {
-			return err
-		}
-		defer c.CloseLasting()
-		tables, err = c.ListTables()
-		return err
-	}); err != nil {
-		return nil, fmt.Errorf("list the host's rules: %w", err)
-	}
-	for _, t := range tables {
-		if t.Name == m.prefix {
-			all = append(all, Leftover{kindTable, t.Name})
-		}
-	}
-	slices.SortFunc(all, func(a, b Leftover) int { return strings.Compare(a.Kind+a.Name, b.Kind+b.Name) })
-	return all, nil
-}
-
-// slotOf is the slot that a name stands for, if it is one of ours.
-func (m *Manager) slotOf(name string) (int, bool) {
-	digits, ok := strings.CutPrefix(name, m.prefix)
-	if !ok || len(digits) != 4 {
-		return 0, false
-	}
-	slot, err := strconv.ParseUint(digits, 16, 16)
-	return int(slot), err == nil
 }

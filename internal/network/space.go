@@ -72,33 +72,7 @@ func (m *Manager) create(ctx context.Context) (*space, error) {
 			return nil, explain(err)
 		}
 	}
-	return nil, spore.Errorf(spore.CodeBusy, "no link of %s is free", m.opt.Subnet).WithHint("give the server a larger subnet, or end some sandboxes")
-}
-
-// explain says what a host lacks when it refuses what is asked of it.
-func explain(err error) error {
-	for _, errno := range []unix.Errno{unix.EPERM, unix.EPROTONOSUPPORT, unix.EOPNOTSUPP, unix.EAFNOSUPPORT} {
-		if errors.Is(err, errno) {
-			return spore.Errorf(spore.CodeUnsupported, "this host cannot make isolated networks: %w", err).
-				WithHint("it takes root with all capabilities, and a kernel with network namespaces, tun, veth, nf_tables and sch_tbf; the network mode user needs none of them")
-		}
-	}
-	return err
-}
-
-// Probe says whether isolated networks can be made on this host, by making one and removing it. It fails with spore.CodeUnsupported
-// when the host lacks what they need.
-func (m *Manager) Probe(ctx context.Context) error {
-	over, err := m.turn(ctx, "")
-	if err != nil {
-		return err
-	}
-	defer over()
-	s, err := m.create(ctx)
-	if err != nil {
-		return err
-	}
-	return m.abandon(s)
+	return nil, spore.Errorf(spore.CodeBusy, "no link of %s is free", m.slots.subnet).WithHint("give the server a larger subnet, or end some sandboxes")
 }
 
 // task is one step of making or removing a namespace.
