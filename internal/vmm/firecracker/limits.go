@@ -22,15 +22,16 @@ func limiter(l vmm.DriveLimits) *rateLimiter {
 	return &rateLimiter{Bandwidth: bucket(l.BytesPerSecond), Ops: bucket(l.OpsPerSecond)}
 }
 
-// bucket holds what may come in one go: a tenth of a second's worth where that is a number of any size.
+// bucket holds what may come in one go, about a tenth of a second's worth.
 func bucket(perSecond int64) *tokenBucket {
-	switch {
-	case perSecond == 0:
+	if perSecond == 0 {
 		return &tokenBucket{}
-	case perSecond >= 1000:
-		return &tokenBucket{Size: perSecond / 10, RefillTime: 100}
 	}
-	return &tokenBucket{Size: perSecond, RefillTime: 1000}
+	size := max(perSecond/10, 1)
+	if perSecond >= 1000 {
+		return &tokenBucket{Size: size, RefillTime: 100}
+	}
+	return &tokenBucket{Size: size, RefillTime: (size*1000 + perSecond/2) / perSecond}
 }
 
 // LimitDrive changes the limits of a drive of a running or paused VM; see vmm.Throttler.
