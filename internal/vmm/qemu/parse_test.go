@@ -135,8 +135,12 @@ func FuzzParse(f *testing.F) {
 	f.Add([]byte(`{"id":"x","pid":1,"start":2,"bootId":"b","command":"c"}`))
 	f.Add([]byte(`{"accel":"kvm"}`))
 	f.Add([]byte("model name : x\nflags : a b\n\n"))
+	f.Add([]byte(`qemu: -blockdev driver=raw,node-name=raw-disk1,file=file-disk1: Failed to get "write" lock`))
 	f.Fuzz(func(t *testing.T, text []byte) {
 		ParseVersion(text)
+		if e := lockRefusal(string(text), []vmm.Drive{{ID: "disk"}, {ID: "disk1", Path: "/x", Foreign: true}}); e != nil && e.Code != spore.CodeInUse {
+			t.Fatal(e)
+		}
 		parseStat(text)
 		parseCPU(string(text))
 		if r, err := parseRecord(text); err == nil && r.PID <= 0 {
