@@ -72,6 +72,30 @@ func TestAllows(t *testing.T) {
 	}
 }
 
+// The table in docs/networking.md.
+func TestTableOfTheDocs(t *testing.T) {
+	probes := []string{"8.8.8.8", "10.1.2.3", "10.2.0.1", "203.0.113.7"}
+	for _, c := range []struct {
+		egress spore.Egress
+		want   []bool
+	}{
+		{spore.Egress{}, []bool{true, false, false, false}},
+		{spore.Egress{AllowCIDRs: []string{"10.1.0.0/16"}}, []bool{true, true, false, false}},
+		{spore.Egress{AllowCIDRs: []string{"10.0.0.0/8"}, DenyCIDRs: []string{"10.2.0.0/16"}}, []bool{true, true, false, false}},
+		{spore.Egress{AllowCIDRs: []string{"0.0.0.0/0"}}, []bool{true, false, false, false}},
+		{spore.Egress{AllowCIDRs: []string{"203.0.113.0/24"}}, []bool{true, false, false, false}},
+		{spore.Egress{AllowCIDRs: []string{"203.0.113.7"}}, []bool{true, false, false, true}},
+		{spore.Egress{Internet: off, AllowCIDRs: []string{"10.1.2.3"}}, []bool{false, true, false, false}},
+	} {
+		p := compile(t, c.egress, "203.0.113.7")
+		for i, probe := range probes {
+			if p.Allows(netip.MustParseAddr(probe)) != c.want[i] {
+				t.Errorf("%+v: %s is %v", c.egress, probe, !c.want[i])
+			}
+		}
+	}
+}
+
 func TestName(t *testing.T) {
 	open := compile(t, spore.Egress{})
 	if !open.Name("anything.at.all") || !open.Open() {
