@@ -94,8 +94,24 @@ func TestVM(t *testing.T) {
 	}
 	s, err := link.Stats(ctx)
 	t.Logf("%+v, %v", s, err)
-	pid := pidOf(t, link.dir)
+
+	// A VM that loses its sidecar loses its network and nothing else.
+	must(t, link.Stop(ctx))
+	r, err := a.Run(ctx, guest.Command{Path: "sh", Args: []string{"-c", "ping -c 1 -W 1 " + GatewayAddress.String() + " >/dev/null || echo alone"}})
+	if err != nil || string(r.Stdout) != "alone\n" {
+		t.Errorf("without its sidecar: %q, %v", r.Stdout, err)
+	}
 	end(vm2)
+
+	link = w.start(t, Spec{})
+	cfg.NIC.Socket = link.Socket()
+	_, err = state.Seek(0, io.SeekStart)
+	must(t, err)
+	vm3, err := eng.Thaw(ctx, cfg, vmm.Image{State: state})
+	must(t, err)
+	pid := pidOf(t, link.dir)
+	must(t, link.Ready(ctx))
+	end(vm3)
 	eventually(t, "the sidecar ends with its VM", func() bool { return !alive(pid) })
 }
 
