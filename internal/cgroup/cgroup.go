@@ -101,6 +101,38 @@ func open(ctx context.Context, opts Options, sys system) (*Controller, error) {
 		WithHint("%s", hint).WithCause(errors.Join(why2, why1))
 }
 
+// Close removes the folder if no server has a group in it. A controller that is used again makes it anew.
+func (c *Controller) Close() error {
+	for _, dir := range c.dirs {
+		err := c.sys.rmdir(dir)
+		if err != nil && !errors.Is(err, syscall.EBUSY) && !errors.Is(err, syscall.ENOTEMPTY) && !errors.Is(err, fs.ErrNotExist) {
+			return fmt.Errorf("cgroup: remove the folder for groups: %w", err)
+		}
+	}
+	return nil
+}
+
+// remake makes the folder again, which another server has removed as it ended.
+func (c *Controller) remake() error {
+	for _, dir := range c.dirs {
+		if _, err := c.sys.makeFolder(filepath.Dir(dir)); err != nil {
+			return err
+		}
+		if c.info.Version == V1 {
+			continue
+		}
+		if err := enable(dir, "cpu"); err != nil {
+			return err
+		}
+		if c.info.NoReclaim == "" {
+			if err := enable(dir, "memory"); err != nil {
+				return err
+			}
+		}
+	}
+	return nil
+}
+
 // Info says what the controller works with.
 func (c *Controller) Info() Info { return c.info }
 
@@ -133,6 +165,11 @@ func (c *Controller) Create(ctx context.Context, id string) (*Group, error) {
 	}
 	for i, dir := range g.dirs {
 		err := c.sys.mkdir(dir)
+		if errors.Is(err, fs.ErrNotExist) {
+			if err = c.remake(); err == nil {
+				err = c.sys.mkdir(dir)
+			}
+		}
 		if errors.Is(err, fs.ErrExist) {
 			if err = c.sys.rmdir(dir); errors.Is(err, syscall.EBUSY) {
 				return nil, spore.Errorf(spore.CodeConflict, "processes still run in the group of %s", id).WithCause(err)
