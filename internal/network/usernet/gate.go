@@ -129,11 +129,17 @@ func (g *gate) leave(f *flow) {
 	delete(g.flows, f)
 }
 
-// open opens addresses for as long as the answer that held them.
+// open opens addresses for as long as the answer that held them. It fails when the policy has come to deny them meanwhile.
 func (g *gate) open(_ context.Context, name string, addrs []netip.Addr, hold time.Duration) error {
 	now := time.Now()
 	g.mu.Lock()
 	defer g.mu.Unlock()
+	p := g.policy.Load() // with the lock held, as in enter
+	for _, a := range addrs {
+		if !p.Name(name) || !p.Pinnable(a) {
+			return fmt.Errorf("usernet: %s may not lead to %s any more", name, a)
+		}
+	}
 	if len(g.pins)+len(addrs) > maxPins {
 		for addr, pin := range g.pins {
 			if !now.Before(pin.until) {
