@@ -23,7 +23,12 @@
 //   - The kernel must be ELF, or from 1.17 on a bzImage.
 //   - The jailer clears the environment, and refuses a chroot that was used before.
 //
-// The guest keeps what it knows in guest memory. It listens on the vsock ports Options.ControlPort and Options.DataPort.
+// The guest keeps what it knows in guest memory. It listens on the vsock ports Options.ControlPort and Options.DataPort, is held to
+// the limiters of its drives, and answers the frames of package vmmtest on its TAP. There is no MMDS, no CPU template of one's own,
+// no pmem and no hotplug, and a balloon takes nothing from the guest.
+//
+// The tests of this package ask a real Firecracker and a real jailer the same and compare, when SPORE_FIRECRACKER and SPORE_JAILER
+// name them: a difference is a fault of the stand-in.
 package fcdouble
 
 import (

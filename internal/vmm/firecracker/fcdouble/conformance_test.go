@@ -113,9 +113,9 @@ func TestConformance(t *testing.T) {
 	}
 }
 
-// TestScripts runs the scripts on the stand-ins for the oldest and the newest version.
+// TestScripts runs the scripts on the stand-in for the oldest version; TestDescribed does on the newest that is described.
 func TestScripts(t *testing.T) {
-	for _, version := range []string{fcdouble.Versions[0], fcdouble.DefaultVersion} {
+	for _, version := range fcdouble.Versions[:1] {
 		minor, err := strconv.Atoi(strings.Split(version, ".")[1])
 		must(t, err)
 		stand := double(t, version)
