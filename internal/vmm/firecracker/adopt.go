@@ -53,7 +53,7 @@ func (m *machine) writeRecord() error {
 		return err
 	}
 	r.ID, r.Format, r.Shape, r.Memory, r.Booted, r.Loaded = m.cfg.ID, m.format, m.shape, m.cfg.Memory, m.booted, m.loaded
-	r.Paged, r.Tap, r.Limits = m.pager != nil, m.tap, m.limits
+	r.Paged, r.Tap, r.Limits = m.pageServer() != nil, m.tap, m.limits
 	return r.write(m.jail.work)
 }
 
@@ -187,10 +187,11 @@ func (e *Engine) adopt(ctx context.Context, cfg vmm.Config, r vmRecord, j *jail,
 		if e.opts.Pager == nil {
 			return nil, spore.Errorf(spore.CodeUnsupported, "the memory of %s is served by a pager, and this server has none", r.ID)
 		}
-		if m.pager, err = e.opts.Pager.Adopt(ctx, j.work); err != nil {
+		p, err := e.opts.Pager.Adopt(ctx, j.work)
+		if err != nil {
 			return nil, err
 		}
-		m.watchPager()
+		m.watchPager(p)
 	}
 	m.follow()
 	return m, nil

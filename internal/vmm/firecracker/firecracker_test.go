@@ -8,10 +8,15 @@ import (
 	"github.com/sporevm/spore/internal/testbed"
 	"github.com/sporevm/spore/internal/vmm"
 	"github.com/sporevm/spore/internal/vmm/firecracker/fcdouble"
+	"github.com/sporevm/spore/internal/vmm/firecracker/pager"
 	"github.com/sporevm/spore/internal/vmm/vmmtest"
 )
 
+// TestMain makes this program the pager too, in processes of its own.
 func TestMain(m *testing.M) {
+	if len(os.Args) > 1 && os.Args[1] == "pager" {
+		os.Exit(pager.Main(os.Args[2:], nil))
+	}
 	code := m.Run()
 	if err := fcdouble.Clean(); err != nil {
 		fmt.Fprintln(os.Stderr, err)

@@ -25,12 +25,10 @@ type machine struct {
 	format string // of its device state
 	shape  shape
 	jail   *jail
-	pager  PagerProcess // nil: its memory is a mapped file
-	booted bool         // its RAM is its own from the start, and no file's
-	loaded bool         // thawed, all the way
-	tap    string       // that its network device is on
+	booted bool   // its RAM is its own from the start, and no file's
+	loaded bool   // thawed, all the way
+	tap    string // that its network device is on
 	limits []vmm.DriveLimits
-	claims []*os.File // foreign drives, claimed as long as the VM lives
 
 	turn   chan struct{} // held by the operation that may change the VM
 	unsure bool          // an operation was given up in the middle; holder of turn
@@ -44,7 +42,9 @@ type machine struct {
 	broken   error // why the pager does not serve any more
 	ports    map[string]net.Conn
 	memory   *procmem.Memory
-	owned    []vmm.Range // see memory.go
+	pager    PagerProcess // nil: its memory is a mapped file, or its own
+	claims   []*os.File   // foreign drives, claimed as long as the VM lives
+	owned    []vmm.Range  // see memory.go
 
 	gone chan struct{} // closed when the VM has exited and err is set
 	err  error
@@ -72,10 +72,11 @@ func (m *machine) follow() {
 		}
 		clear(m.ports)
 		m.err = m.reason()
-		released := m.released
+		released, claims := m.released, m.claims
+		m.claims = nil
 		m.mu.Unlock()
 		errs := []error{m.closeMemory()}
-		for _, f := range m.claims {
+		for _, f := range claims {
 			errs = append(errs, f.Close())
 		}
 		if !released { // else it is the next owner's to clear away
@@ -306,9 +307,9 @@ func (m *machine) Release() error {
 	}
 	clear(m.ports)
 	m.mu.Unlock()
-	var err error
-	if m.pager != nil {
-		err = m.pager.Release()
+	errs := []error{m.closeMemory(), m.jail.letGo()}
+	if p := m.pageServer(); p != nil {
+		errs = append(errs, p.Release())
 	}
-	return errors.Join(err, m.closeMemory(), m.jail.letGo())
+	return errors.Join(errs...)
 }

@@ -65,8 +65,7 @@ func (m *machine) startPager(ctx context.Context, patches vmm.Patches) (memoryBa
 	if err != nil {
 		return memoryBackend{}, err
 	}
-	m.pager = p
-	m.watchPager()
+	m.watchPager(p)
 	if patches != nil && len(ranges) == 0 { // it reads the patches where they lie
 		if err := patches.Each(ctx, ranges.note(ramBytes(m.cfg))); err != nil {
 			return memoryBackend{}, err
@@ -96,14 +95,17 @@ func (n noting) Each(ctx context.Context, fn func(int64, []byte) error) error {
 }
 
 // watchPager ends the VM when its pager ends: a guest whose pages nobody brings hangs.
-func (m *machine) watchPager() {
+func (m *machine) watchPager(p PagerProcess) {
+	m.mu.Lock()
+	m.pager = p
+	m.mu.Unlock()
 	go func() {
 		select {
-		case <-m.pager.Done():
+		case <-p.Done():
 		case <-m.gone:
 			return
 		}
-		cause := m.pager.Err()
+		cause := p.Err()
 		if cause == nil { // as when it was let go of, or the VM has ended
 			select {
 			case <-m.jail.proc.done:
@@ -129,11 +131,18 @@ func (m *machine) watchPager() {
 	}()
 }
 
+// pageServer is the VM's pager; nil when it has none.
+func (m *machine) pageServer() PagerProcess {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	return m.pager
+}
+
 func (m *machine) endPager() error {
-	if m.pager == nil {
-		return nil
+	if p := m.pageServer(); p != nil {
+		return p.Kill(context.Background())
 	}
-	return m.pager.Kill(context.Background())
+	return nil
 }
 
 // flatten writes base with the patches over it to a file at path, which it makes, and returns what the patches touched.
@@ -316,7 +325,7 @@ func (m *machine) openMemory() (*procmem.Memory, error) {
 	}
 	var err error
 	switch {
-	case m.booted || m.pager != nil:
+	case m.booted || m.pager != nil: // m.mu is held
 		m.memory, err = procmem.OpenAnonymous(m.jail.proc.pid, layouts(ramBytes(m.cfg)))
 	default:
 		path := m.cfg.Memory
@@ -365,7 +374,7 @@ func (v memory) Private(ctx context.Context) ([]vmm.Range, error) {
 	switch {
 	case v.m.booted:
 		return nil, errOwnRAM()
-	case v.m.pager != nil:
+	case v.m.pageServer() != nil:
 		if err := v.m.askWritten(ctx); err != nil {
 			return nil, err
 		}
@@ -396,7 +405,7 @@ func (v memory) Track(ctx context.Context) error {
 	switch {
 	case v.m.booted:
 		return errOwnRAM()
-	case v.m.pager != nil:
+	case v.m.pageServer() != nil:
 		return spore.Errorf(spore.CodeUnsupported, "writes to memory that a pager serves are not told apart")
 	}
 	return v.Memory.Track(ctx)
@@ -404,7 +413,7 @@ func (v memory) Track(ctx context.Context) error {
 
 // Written lists the pages written since Track; see vmm.Memory.
 func (v memory) Written(ctx context.Context) ([]vmm.Range, error) {
-	if v.m.booted || v.m.pager != nil {
+	if v.m.booted || v.m.pageServer() != nil {
 		return nil, spore.Errorf(spore.CodeUnsupported, "writes of this VM are not being watched")
 	}
 	return v.Memory.Written(ctx)

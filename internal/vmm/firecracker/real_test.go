@@ -47,7 +47,7 @@ func tinyConfig(t testing.TB) vmm.Config {
 	t.Helper()
 	dir := t.TempDir()
 	cfg := vmm.Config{
-		ID: "tiny", Dir: filepath.Join(dir, "vm"), VCPUs: 1, MemoryMiB: 32, Kernel: tinyKernel(t), Memory: filepath.Join(dir, "memory"),
+		ID: "tiny", Dir: filepath.Join(dir, "vm"), VCPUs: 1, MemoryMiB: 40, Kernel: tinyKernel(t), Memory: filepath.Join(dir, "memory"),
 		Drives: []vmm.Drive{{ID: "rootfs", Path: filepath.Join(dir, "rootfs"), ReadOnly: true}, {ID: "disk", Path: filepath.Join(dir, "disk")}},
 	}
 	must(t, os.Mkdir(cfg.Dir, 0o700))

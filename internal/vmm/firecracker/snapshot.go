@@ -52,7 +52,7 @@ func (m *machine) snapshot(ctx context.Context) (payload []byte, err error) {
 		return nil, m.settle(err)
 	}
 	m.saved = true
-	if m.pager != nil {
+	if m.pageServer() != nil {
 		if err := m.ownDiff(); err != nil {
 			return nil, err
 		}

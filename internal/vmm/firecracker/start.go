@@ -187,7 +187,9 @@ func (m *machine) furnish() error {
 			if err != nil {
 				return err
 			}
+			m.mu.Lock()
 			m.claims = append(m.claims, f)
+			m.mu.Unlock()
 			// By way of the descriptor: it is the same file, whatever the path leads to by now.
 			x.path = fmt.Sprintf("/proc/self/fd/%d", f.Fd())
 			if !m.jail.jailed {
@@ -333,8 +335,8 @@ func (m *machine) thawUp(ctx context.Context, saved savedState, patches vmm.Patc
 		}
 		m.limits[i] = d.Limits
 	}
-	if m.pager != nil {
-		if err := m.pager.Attached(ctx); err != nil {
+	if p := m.pageServer(); p != nil {
+		if err := p.Attached(ctx); err != nil {
 			return err
 		}
 	}
@@ -387,7 +389,14 @@ func (m *machine) abandon(err error) error {
 	if killErr := m.Kill(context.Background()); killErr != nil {
 		return errors.Join(err, killErr)
 	}
-	return errors.Join(err, os.RemoveAll(m.jail.work))
+	errs := []error{err, m.endPager()} // it may have come after the process had ended
+	m.mu.Lock()
+	for _, f := range m.claims { // as may these
+		errs = append(errs, f.Close())
+	}
+	m.claims = nil
+	m.mu.Unlock()
+	return errors.Join(append(errs, os.RemoveAll(m.jail.work))...)
 }
 
 // refusal is why Firecracker ended in its start, as it said itself.

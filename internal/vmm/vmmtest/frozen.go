@@ -383,6 +383,7 @@ func (s *frozenSuite) testKilled(t *testing.T) {
 	p = s.base.fork(t)
 	vm = p.thaw(s.template)
 	must(t, syscall.Kill(vm.PID(), syscall.SIGSTOP))
+	waitStopped(t, vm.PID())
 	failed := make(chan error, 1)
 	go func() { failed <- vm.Resume(p.ctx()) }()
 	ctx, cancel := context.WithTimeout(t.Context(), 50*time.Millisecond)
@@ -392,6 +393,31 @@ func (s *frozenSuite) testKilled(t *testing.T) {
 	}
 	must(t, syscall.Kill(vm.PID(), syscall.SIGKILL))
 	wantCode(t, "an operation cut short by the end", <-failed, spore.CodeConflict)
+}
+
+// waitStopped waits until every thread of a process has taken notice of its signal to stop.
+func waitStopped(t *testing.T, pid int) {
+	t.Helper()
+	for deadline := time.Now().Add(patience); ; time.Sleep(time.Millisecond) {
+		tasks, err := filepath.Glob(fmt.Sprintf("/proc/%d/task/*/stat", pid))
+		must(t, err)
+		running := 0
+		for _, path := range tasks {
+			text, err := os.ReadFile(path)
+			if err != nil {
+				continue // the thread has ended
+			}
+			if _, rest, _ := bytes.Cut(text, []byte(") ")); len(rest) > 0 && rest[0] != 'T' && rest[0] != 'D' {
+				running++
+			}
+		}
+		if len(tasks) > 0 && running == 0 {
+			return
+		}
+		if time.Now().After(deadline) {
+			t.Fatalf("process %d does not stop", pid)
+		}
+	}
 }
 
 func (s *frozenSuite) testClean(t *testing.T) {
