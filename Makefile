@@ -58,8 +58,8 @@ bench: build ## measure, beside the floors, into bench/results
 	@bench/run.sh
 
 .PHONY: lab
-lab: build ## the engine and one lifecycle on a KVM that works (STEPS=kvm,engine,lifecycle)
-	go test -tags lab -count=1 -timeout 20m -v ./lab -steps='$(STEPS)'
+lab: build ## engines and lifecycles on a KVM that works (STEPS=kvm,engine,lifecycle,versions; SPORE_FIRECRACKER_DIR=DIR)
+	go test -tags lab -count=1 -timeout 60m -v ./lab -steps='$(STEPS)'
 
 .PHONY: simulate
 simulate: ## SEEDS (10000) runs of the center in a simulated world where everything goes wrong

@@ -28,27 +28,49 @@ import (
 const (
 	// outerMiB is enough for the outer guest and a few small sandboxes in it.
 	outerMiB = 3072
-	// bound ends a lab that hangs. A sound one takes a few minutes.
-	bound = 15 * time.Minute
+	// bound ends a lab that hangs. A sound one takes a few minutes, and as many again for each Firecracker.
+	bound = 50 * time.Minute
 	// packages are what the outer guest needs to run sandboxes.
 	packages = "qemu-system-x86,busybox-static,kmod,e2fsprogs,procps"
 	recipe   = "1" // another number makes the outer root anew
 )
 
-// steps run in the outer guest, in this order. Each has a script, and loads what the script wants into the cargo.
-var steps = []struct {
+// step runs in the outer guest. It has a script, and loads what the script wants into the cargo.
+type step struct {
 	name, script string
 	load         func(t *testing.T, c cargo)
-}{
-	{"kvm", "kvm.sh", func(*testing.T, cargo) {}},
-	{"engine", "engine.sh", loadEngine},
-	{"lifecycle", "lifecycle.sh", loadLifecycle},
 }
 
-var only = flag.String("steps", "", "the steps to run, such as kvm,engine; all when empty")
+// steps are all that there are, in their order: those of QEMU, and for each Firecracker that was named its own.
+func steps(t *testing.T) []step {
+	all := []step{
+		{"kvm", "kvm.sh", func(*testing.T, cargo) {}},
+		{"engine", "engine.sh", loadEngine},
+		{"lifecycle", "lifecycle.sh", loadLifecycle},
+	}
+	named := firecrackers(t)
+	for _, f := range named {
+		all = append(all,
+			step{"engine-" + f.name, "firecracker.sh", func(t *testing.T, c cargo) { loadFirecracker(t, c, f) }},
+			step{"lifecycle-" + f.name, "lifecycle.sh", func(t *testing.T, c cargo) { loadLifecycle(t, c); f.put(t, c) }})
+	}
+	if len(named) > 1 {
+		all = append(all, step{"versions", "versions.sh", func(t *testing.T, c cargo) {
+			loadLifecycle(t, c)
+			for _, f := range named {
+				f.put(t, c)
+			}
+		}})
+	}
+	return slices.DeleteFunc(all, func(s step) bool { return !chosen(s.name) })
+}
+
+var only = flag.String("steps", "", "the steps to run, such as kvm,engine; engine and lifecycle stand for those of every engine; all when empty")
 
 func chosen(step string) bool {
-	return *only == "" || slices.Contains(strings.Split(*only, ","), step)
+	group, _, _ := strings.Cut(step, "-")
+	words := strings.Split(*only, ",")
+	return *only == "" || slices.Contains(words, step) || slices.Contains(words, group)
 }
 
 func TestLab(t *testing.T) {
@@ -67,11 +89,9 @@ func TestLab(t *testing.T) {
 		t.Fatal(err)
 	}
 	root := outerRoot(t, repo, modules)
-	results := boot(t, bundle, root, loadCargo(t, repo, bundle))
-	for _, step := range steps {
-		if !chosen(step.name) {
-			continue
-		}
+	todo := steps(t)
+	results := boot(t, bundle, root, loadCargo(t, repo, bundle, todo))
+	for _, step := range todo {
 		t.Run(step.name, func(t *testing.T) {
 			switch result := results[step.name]; result {
 			case "0":
@@ -135,35 +155,41 @@ type cargo struct {
 func (c cargo) put(t *testing.T, from, to string) {
 	t.Helper()
 	to = filepath.Join(c.dir, to)
+	if _, err := os.Stat(to); err == nil {
+		return // another step wanted it too
+	}
 	if err := os.MkdirAll(filepath.Dir(to), 0o755); err != nil {
 		t.Fatal(err)
 	}
 	run(t, c.repo, "cp", "-a", from, to)
 }
 
-func loadCargo(t *testing.T, repo string, probe *kernel.Bundle) string {
+func loadCargo(t *testing.T, repo string, probe *kernel.Bundle, todo []step) string {
 	t.Helper()
 	c := cargo{repo: repo, dir: filepath.Join(t.TempDir(), "cargo")}
 	c.put(t, "lab/main.sh", "main")
 	c.put(t, probe.VmlinuzPath(), "vmlinuz")
 	c.put(t, probe.InitrdPath(), "initrd")
-	for i, step := range steps {
-		if chosen(step.name) {
-			c.put(t, filepath.Join("lab", step.script), fmt.Sprintf("steps/%d-%s", i, step.name))
-			step.load(t, c)
-		}
+	for i, step := range todo {
+		c.put(t, filepath.Join("lab", step.script), fmt.Sprintf("steps/%02d-%s", i, step.name))
+		step.load(t, c)
 	}
 	disk := filepath.Join(t.TempDir(), "cargo.disk")
 	mkdisk(t, disk, 16<<30, c.dir) // sparse; Spore wants room for what its sandboxes may write
 	return disk
 }
 
-// loadEngine brings the engine's test binary, with what its tests would build: nothing can be built where they run.
-func loadEngine(t *testing.T, c cargo) {
+// loadSuite brings an engine's test binary, with what its tests would build: nothing can be built where they run.
+func loadSuite(t *testing.T, c cargo, engine string) {
 	t.Helper()
 	c.put(t, testbed.KernelTree(t), "testbed/kernel-tree")
 	c.put(t, build(t, c.repo, t.TempDir(), "guest", "./internal/vmm/vmmtest/guest"), "engine/guest")
-	run(t, c.repo, "go", "test", "-c", "-o", filepath.Join(c.dir, "engine/qemu.test"), "./internal/vmm/qemu")
+	run(t, c.repo, "go", "test", "-c", "-o", filepath.Join(c.dir, "engine", engine+".test"), "./internal/vmm/"+engine)
+}
+
+func loadEngine(t *testing.T, c cargo) {
+	t.Helper()
+	loadSuite(t, c, "qemu")
 	testdata := "internal/vmm/qemu/testdata"
 	if _, err := os.Stat(filepath.Join(c.repo, testdata)); err == nil {
 		c.put(t, testdata, "engine/testdata")
@@ -183,7 +209,7 @@ func boot(t *testing.T, bundle *kernel.Bundle, root, second string) map[string]s
 	ctx, cancel := context.WithTimeout(t.Context(), bound)
 	defer cancel()
 	cmd := exec.CommandContext(ctx, "qemu-system-x86_64",
-		"-M", "q35,accel=tcg", "-cpu", "EPYC,+svm,-xsave", "-smp", "2", "-m", fmt.Sprint(outerMiB),
+		"-M", "q35,accel=tcg", "-cpu", "EPYC,+svm", "-smp", "2", "-m", fmt.Sprint(outerMiB),
 		"-nodefaults", "-no-user-config", "-display", "none", "-no-reboot", "-serial", "stdio",
 		"-kernel", bundle.VmlinuzPath(), "-initrd", bundle.InitrdPath(),
 		"-append", "console=ttyS0 quiet panic=-1 reboot=t mitigations=off lab.root=/dev/vda lab.cargo=/dev/vdb",
@@ -210,7 +236,7 @@ func boot(t *testing.T, bundle *kernel.Bundle, root, second string) map[string]s
 			fmt.Printf("%6.1f %s\n", time.Since(began).Seconds(), line)
 		}
 		if fields := strings.Fields(line); len(fields) == 3 && fields[0] == "LAB-RESULT" {
-			_, name, _ := strings.Cut(fields[1], "-")
+			_, name, _ := strings.Cut(fields[1], "-") // after its number
 			results[name] = fields[2]
 		}
 		if errors.Is(err, io.EOF) {

@@ -2,7 +2,8 @@
 # One whole life of a sandbox with the spore program as it is shipped: install a kernel, build a template, create, run,
 # snapshot, fork, roll back, commit, start from the commit, clean up. Prints PASS and the time for each step.
 #
-# It runs in the outer guest of the lab, and on any host with the variables below set to fit.
+# It runs in the outer guest of the lab, and on any host with the variables below set to fit. The engine is QEMU, or the Firecracker that
+# the name of this file ends with.
 set -euo pipefail
 
 spore=${SPORE:-/cargo/spore}
@@ -10,6 +11,13 @@ image=${IMAGE:-oci:/cargo/image:latest}
 vmlinuz=${VMLINUZ:-/cargo/vmlinuz}
 modules=${MODULES:-/lib/modules/$(uname -r)}
 accel=${ACCEL:-kvm}
+engine=${ENGINE:-qemu}
+case ${0##*/} in
+*-lifecycle-*)
+  engine=firecracker
+  firecracker=/cargo/vmms/${0##*-lifecycle-}
+  ;;
+esac
 
 data=$(mktemp -d -p "${TMPDIR:-/var/tmp}" spore-lifecycle.XXXXXX)
 out=$data.out
@@ -17,9 +25,16 @@ log=$data.log
 export SPORE_DATA=$data
 server=
 
-# hypervisors prints the processes that live in the data directory.
+# hypervisors prints the processes that live in the data directory. A jail hides the path of its directory, not which one it is.
 hypervisors() {
-  find /proc/[0-9]*/ -maxdepth 1 \( -name root -o -name cwd \) -lname "$data*" 2>/dev/null | cut -d/ -f3 | sort -un || true
+  local process homes
+  homes=$(find "$data"/vms -type d -name root -exec stat -c %d:%i {} + 2>/dev/null || true)
+  {
+    find /proc/[0-9]*/ -maxdepth 1 \( -name root -o -name cwd \) -lname "$data*" 2>/dev/null | cut -d/ -f3 || true
+    for process in /proc/[0-9]*; do
+      grep -qxF "$(stat -Lc %d:%i "$process/cwd" 2>/dev/null || echo none)" <<<"$homes" && echo "${process#/proc/}"
+    done
+  } | sort -un || true
 }
 
 finish() {
@@ -67,7 +82,9 @@ says() {
   [ "$got" = "$want" ] || fail "exec in $sandbox: $*: got '$got', want '$want'"
 }
 
-"$spore" serve --listen 127.0.0.1:0 >"$log" 2>&1 </dev/null &
+firecrackers=()
+[ "$engine" = qemu ] || firecrackers=(--firecracker-dir "$firecracker")
+"$spore" serve --listen 127.0.0.1:0 --engine "$engine" "${firecrackers[@]}" >"$log" 2>&1 </dev/null &
 server=$!
 for _ in $(seq 300); do
   "$spore" template ls >"$out" 2>&1 && break
@@ -79,7 +96,7 @@ pass "serve answers"
 
 run kernel install --kernel "$vmlinuz" --modules "$modules"
 pass "kernel install"
-run doctor
+run doctor "${firecrackers[@]}"
 pass "doctor"
 
 run template build box --image "$image"
@@ -88,8 +105,9 @@ a=$(id sandbox create box)
 pass "sandbox create"
 pid=$(hypervisors | head -n 1)
 [ -n "$pid" ] || fail "no hypervisor runs"
-case $(tr '\0' ' ' <"/proc/$pid/cmdline") in
-*"-accel $accel"*) pass "it runs under $accel" ;;
+case $engine:$(tr '\0' ' ' <"/proc/$pid/cmdline") in
+firecracker:/firecracker*) pass "it runs in a jail: ${firecracker##*/}" ;;
+qemu:*"-accel $accel"*) pass "it runs under $accel" ;;
 *) fail "it does not run under $accel: $(tr '\0' ' ' <"/proc/$pid/cmdline")" ;;
 esac
 says "$a" "hello from inside" echo "hello from inside"
@@ -150,5 +168,6 @@ kill -TERM "$server"
 wait "$server" || fail "the server ended with status $?"
 server=
 left=$(hypervisors)
+[ "$engine" = qemu ] || left+=$(pgrep -x firecracker || true) # there are no others where it is tried
 [ -z "$left" ] || fail "processes are left: $left"
 pass "the server ends and leaves no process"
