@@ -14,7 +14,7 @@ import (
 )
 
 // serve answers page faults from a memory file until the other end's descriptor is closed, and counts them.
-func serve(t testing.TB, l *net.UnixListener, memory string) (count func() int) {
+func serve(t testing.TB, l *net.UnixListener, memory string, minor int) (count func() int) {
 	t.Helper()
 	text, err := os.ReadFile(memory)
 	must(t, err)
@@ -42,7 +42,8 @@ func serve(t testing.TB, l *net.UnixListener, memory string) (count func() int) 
 			PageSize    int    `json:"page_size"`
 			PageSizeKiB int    `json:"page_size_kib"`
 		}
-		if err := json.Unmarshal(buf[:read], &maps); err != nil || len(maps) != 1 || maps[0].Size != uint64(len(text)) || maps[0].PageSize != 4096 || maps[0].PageSizeKiB != 4096 {
+		if err := json.Unmarshal(buf[:read], &maps); err != nil || len(maps) != 1 || maps[0].Size != uint64(len(text)) ||
+			(maps[0].PageSize == 4096) != (minor >= 12) || maps[0].PageSizeKiB != 4096 {
 			t.Errorf("the layout is %s, %v", buf[:read], err)
 			return
 		}
@@ -107,7 +108,7 @@ func TestPageServer(t *testing.T) {
 	must(t, err)
 	defer l.Close()
 	must(t, l.SetDeadline(time.Now().Add(patience)))
-	count := serve(t, l, filepath.Join(dir, "memory-x"))
+	count := serve(t, l, filepath.Join(dir, "memory-x"), 17)
 	p = launch(t, program, dir)
 	a := p.ask("PUT", "/snapshot/load", `{"snapshot_path":"`+dir+`/state-x","mem_backend":{"backend_type":"Uffd","backend_path":"`+dir+`/u.sock"},"resume_vm":true}`)
 	if a.status != 204 {
@@ -144,4 +145,26 @@ func TestPageServerDies(t *testing.T) {
 		t.Errorf("a guest without its pages answers: %v", err)
 	}
 	p.do("GET", "/", "")
+}
+
+// TestHandshake loads with a page server, under a real Firecracker and the stand-in for it.
+func TestHandshake(t *testing.T) {
+	path, version, minor := real(t, "SPORE_FIRECRACKER")
+	for _, program := range []string{path, double(t, version)} {
+		dir := shortDir(t)
+		furnish(t, dir)
+		save(t, program, dir)
+		noSocket(t, dir)
+		l, err := net.ListenUnix("unix", &net.UnixAddr{Name: filepath.Join(dir, "u.sock"), Net: "unix"})
+		must(t, err)
+		must(t, l.SetDeadline(time.Now().Add(patience)))
+		count := serve(t, l, filepath.Join(dir, "memory"), minor)
+		p := launch(t, program, dir)
+		p.do("PUT", "/snapshot/load", `{"snapshot_path":"%s/state","mem_backend":{"backend_type":"Uffd","backend_path":"%[1]s/u.sock"}}`, dir)
+		p.do("PATCH", "/vm", resume)
+		p.do("PATCH", "/vm", pause)
+		p.kill()
+		count()
+		l.Close()
+	}
 }
