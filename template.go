@@ -1,6 +1,7 @@
 package spore
 
 import (
+	"encoding/json"
 	"strconv"
 	"strings"
 	"time"
@@ -97,6 +98,20 @@ type CreateDefaults struct {
 	Network    *Network          `json:"network,omitempty"`
 	Ports      []PortForward     `json:"ports,omitempty"`
 	Limits     *Limits           `json:"limits,omitempty"`
+	// Disks are those that a snapshot was taken with. They are not inherited: who starts from it must name them, with what was
+	// on them then.
+	Disks []Disk `json:"disks,omitempty"`
+}
+
+// Defaults reads what sandboxes inherit from it.
+func (t *Template) Defaults() (d CreateDefaults, err error) {
+	if len(t.Request) == 0 {
+		return d, nil
+	}
+	if err := json.Unmarshal(t.Request, &d); err != nil {
+		return d, Errorf(CodeDamaged, "what %s stores for its sandboxes cannot be read", t.Label()).WithCause(err)
+	}
+	return d, nil
 }
 
 // Startable says whether sandboxes can start from it now, and if not, why not.

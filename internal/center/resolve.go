@@ -2,7 +2,6 @@ package center
 
 import (
 	"context"
-	"encoding/json"
 	"maps"
 	"time"
 
@@ -15,6 +14,7 @@ type resolution struct {
 	template *spore.Template
 	request  CreateRequest // with what the template adds
 	nodeID   string
+	cold     bool // it is booted rather than thawed
 	spots    []spot
 	stages   []StageTime
 	last     time.Time
@@ -37,7 +37,12 @@ func (c *Center) resolve(tx store.Tx, req CreateRequest) (r *resolution, err err
 	if err := t.Startable(); err != nil {
 		return r, err
 	}
-	if r.request, err = inherited(t, req); err != nil {
+	kept, err := t.Defaults()
+	if err != nil {
+		return r, err
+	}
+	r.request = inherited(kept, req)
+	if r.cold, err = fitDisks(t, kept.Disks, req.Disks); err != nil {
 		return r, err
 	}
 	if err := r.request.Wiring.fits(req.Wiring, t); err != nil {
@@ -79,14 +84,7 @@ func (c *Center) knownNodes(field string, ids ...string) error {
 
 // inherited lays a caller's request over what the template was stored with: maps are joined, the caller's entries
 // win; single values are the caller's if it gave any.
-func inherited(t *spore.Template, req CreateRequest) (CreateRequest, error) {
-	if len(t.Request) == 0 {
-		return req, nil
-	}
-	var d spore.CreateDefaults
-	if err := json.Unmarshal(t.Request, &d); err != nil {
-		return req, spore.Errorf(spore.CodeDamaged, "what %s stores for its sandboxes cannot be read", t.Label()).WithCause(err)
-	}
+func inherited(d spore.CreateDefaults, req CreateRequest) CreateRequest {
 	req.Env, req.Labels = joined(d.Env, req.Env), joined(d.Labels, req.Labels)
 	if req.TTL == 0 {
 		req.TTL = time.Duration(d.TTLSeconds) * time.Second
@@ -95,7 +93,7 @@ func inherited(t *spore.Template, req CreateRequest) (CreateRequest, error) {
 		req.OnEnd = d.OnEnd
 	}
 	req.Wiring = req.Wiring.over(d)
-	return req, nil
+	return req
 }
 
 func joined(under, over map[string]string) map[string]string {

@@ -39,7 +39,7 @@ func (c *Center) CreateSandbox(ctx context.Context, key Idempotency, req CreateR
 			return err
 		}
 		s = c.newSandbox(id, r.request)
-		s.NodeID = r.nodeID
+		s.NodeID, s.Cold = r.nodeID, r.cold
 		if ref, err = c.reserve(tx, s, r.template); err != nil {
 			return err
 		}
@@ -117,7 +117,7 @@ func (c *Center) newSandbox(id string, req CreateRequest) *spore.Sandbox {
 		s.OnEnd = spore.EndKill
 	}
 	wire(s, req.Wiring)
-	s.Disks, s.Cold = req.Disks, len(req.Disks) > 0
+	s.Disks = req.Disks
 	if req.TTL > 0 {
 		s.EndsAt = now.Add(req.TTL)
 	}

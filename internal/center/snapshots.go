@@ -241,6 +241,9 @@ func (c *Center) rollback(ctx context.Context, key Idempotency, sandboxID, snaps
 		if s.State != spore.SandboxRunning && s.State != spore.SandboxFailed {
 			return mustRun(s, "rolled back")
 		}
+		if err := rollsBack(s); err != nil {
+			return err
+		}
 		t, err := tx.FindTemplate(snapshotRef)
 		if err != nil {
 			return err

@@ -152,12 +152,39 @@ func keptWiring(s *spore.Sandbox, d *spore.CreateDefaults) {
 	if s.Limits != (spore.Limits{}) {
 		d.Limits = &s.Limits
 	}
+	d.Disks = s.Disks
 	d.Ports = slices.Clone(s.Ports)
 	for i, p := range d.Ports {
 		if p.Picked { // any other would have done
 			d.Ports[i].HostPort, d.Ports[i].Picked = 0, false
 		}
 	}
+}
+
+// fitDisks says whether a sandbox with these disks is booted rather than thawed from a template, of which kept is what it keeps. A
+// guest that was frozen with disks knows what is on them, so they must be named again.
+func fitDisks(t *spore.Template, kept, asked []spore.Disk) (cold bool, err error) {
+	if len(kept) == 0 {
+		return len(asked) > 0, nil
+	}
+	if slices.EqualFunc(kept, asked, func(a, b spore.Disk) bool { return a.ReadOnly == b.ReadOnly }) {
+		return false, nil
+	}
+	e := spore.Errorf(spore.CodeConflict, "%s %s was made with %d disks of the caller's, whose content it does not hold", t.Kind, t.Label(), len(kept)).
+		WithHint("name them again, in order, with what was on them then: --disk PATH")
+	e.Field = "disks"
+	return false, e
+}
+
+// rollsBack refuses to bring a sandbox back in time that writes to disks of the caller's: those would not go back with it.
+func rollsBack(s *spore.Sandbox) error {
+	for _, d := range s.Disks {
+		if !d.ReadOnly {
+			return spore.Errorf(spore.CodeConflict, "sandbox %s writes to %s, which would not go back with it", s.ID, d.Path).
+				WithHint("end it, restore the disk, and start another from the snapshot")
+		}
+	}
+	return nil
 }
 
 // published answers the ports of a sandbox that has just been started, with the host ports that its node has picked.

@@ -73,6 +73,9 @@ func (n *Node) bakeOnce(ctx context.Context, b baking) (*spore.Frozen, error) {
 		Drives: []frozen.Drive{{ID: "rootfs", ReadOnly: true}, {ID: "disk"}}, Engine: frozen.Engine(info), NIC: t.NIC,
 		AgentVersion: bundle.AgentVersion, KernelVersion: bundle.KernelVersion,
 	}
+	if shape.Extra, err = extraOf(t.Process); err != nil {
+		return nil, err
+	}
 	id := newMachineID()
 	draft, err := n.opt.Frozen.Begin(ctx, b.spec(shape))
 	if err != nil {

@@ -39,6 +39,8 @@ type Options struct {
 	// Networks are the ways of connecting sandboxes that this machine has; NoNetworks says why it lacks others.
 	Networks   map[spore.NetworkMode]Networks
 	NoNetworks map[spore.NetworkMode]error
+	// DiskDirs are the directories from which sandboxes may be given disks. None: they get none.
+	DiskDirs []string
 	// Governor bounds processor time; without one, NoGovernor says why.
 	Governor   Governor
 	NoGovernor error

@@ -41,7 +41,7 @@ func (n *Node) Fetch(ctx context.Context, t *spore.Template, as string, from []s
 // Probe thaws a frozen state once, the way a sandbox starts, waits for its agent and ends it. Its VM is nobody's, so that
 // one which a crash leaves is cleared away like a VM of the pool.
 func (n *Node) Probe(ctx context.Context, t *spore.Template, frozenID string) error {
-	m, err := n.thawMakingRoom(ctx, frozenID, owner{}, nil)
+	m, err := n.makingRoom(ctx, n.thaw, frozenID, owner{}, nil)
 	if err != nil {
 		return err
 	}

@@ -65,7 +65,14 @@ func (n *Node) start(ctx context.Context, s *spore.Sandbox, frozenID string) err
 			return err // its owner file may still name the generation that a thaw would have
 		}
 	}
-	m, err := n.thawMakingRoom(ctx, frozenID, owner{Sandbox: s.ID, Generation: s.Generation, Network: s.Network, Limits: s.Limits}, s)
+	own := owner{Sandbox: s.ID, Generation: s.Generation, Network: s.Network, Limits: s.Limits}
+	bring := n.thaw
+	if cold, err := n.boots(s, frozenID); err != nil {
+		return err
+	} else if cold {
+		bring = n.coldStart
+	}
+	m, err := n.makingRoom(ctx, bring, frozenID, own, s)
 	if err != nil {
 		return err
 	}
@@ -76,7 +83,7 @@ func (n *Node) start(ctx context.Context, s *spore.Sandbox, frozenID string) err
 
 // poolFor answers a VM of the pool that will do for s. Their cables are unplugged, and stay so.
 func (n *Node) poolFor(s *spore.Sandbox, frozenID string) *machine {
-	if s.Network.Connected() {
+	if s.Network.Connected() || len(s.Disks) > 0 {
 		return nil
 	}
 	return n.pool.take(frozenID)
@@ -107,11 +114,11 @@ func (n *Node) begin(ctx context.Context, g generation) (over func(), err error)
 	}
 }
 
-// thawMakingRoom is thaw for a VM that is wanted: those of the pool, which nobody uses yet, must not keep it away.
-func (n *Node) thawMakingRoom(ctx context.Context, frozenID string, o owner, s *spore.Sandbox) (*machine, error) {
-	m, err := n.thaw(ctx, frozenID, o, s)
+// makingRoom brings up a VM that is wanted: those of the pool, which nobody uses yet, must not keep it away.
+func (n *Node) makingRoom(ctx context.Context, bring func(context.Context, string, owner, *spore.Sandbox) (*machine, error), frozenID string, o owner, s *spore.Sandbox) (*machine, error) {
+	m, err := bring(ctx, frozenID, o, s)
 	if spore.CodeOf(err) == spore.CodeBusy && n.pool.empty(ctx) {
-		m, err = n.thaw(ctx, frozenID, o, s)
+		m, err = bring(ctx, frozenID, o, s)
 	}
 	return m, err
 }
@@ -160,6 +167,13 @@ func (n *Node) thaw(ctx context.Context, frozenID string, o owner, s *spore.Sand
 	if err := n.fits(ctx, shape, frozenID); err != nil {
 		return nil, err
 	}
+	if _, err := startsCold(shape, s, frozenID); err != nil {
+		return nil, err
+	}
+	drives, err := n.disks(s)
+	if err != nil {
+		return nil, err
+	}
 	release, err := n.guard.reserve("starting from "+frozenID, n.cloneBytes(img.DiskBytes()), toStart)
 	if err != nil {
 		return nil, err
@@ -188,6 +202,7 @@ func (n *Node) thaw(ctx context.Context, frozenID string, o owner, s *spore.Sand
 	if o.Config, err = n.config(ctx, id, shape, img.BaseMemory); err != nil {
 		return nil, err
 	}
+	o.Config.Drives = append(o.Config.Drives, drives...)
 	throttle(&o.Config, o.Limits)
 	m.owner = o
 	if _, err := n.makeDir(id, o); err != nil {
