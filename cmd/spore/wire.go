@@ -18,7 +18,8 @@ func wire(o cli.Options) cli.Options {
 func serve(ctx context.Context, cfg cli.ServeConfig) error {
 	return daemon.Serve(ctx, daemon.Config{
 		DataDir: cfg.DataDir, Listen: cfg.Listen, TokenFile: cfg.TokenFile, Engine: cfg.Engine, Accel: cfg.Accel,
-		Pool: cfg.Pool, Version: cfg.Version, Logger: cfg.Logger, DatabaseFile: cfg.DatabaseFile, DatabaseURL: cfg.DatabaseURL,
+		Pool: cfg.Pool, NetworkPool: cfg.NetworkPool, DiskDirs: cfg.DiskDirs,
+		Version: cfg.Version, Logger: cfg.Logger, DatabaseFile: cfg.DatabaseFile, DatabaseURL: cfg.DatabaseURL,
 		StorageLimits: cfg.StorageLimits, Retention: center.Retention{KeepLast: cfg.KeepLast, MaxAge: cfg.MaxAge},
 		Quota:            center.Quota{SnapshotsPerSandbox: cfg.SnapshotsPerSandbox, Templates: cfg.Templates, Bytes: cfg.QuotaBytes},
 		OperationTimeout: cfg.OperationTimeout,

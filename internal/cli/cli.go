@@ -53,8 +53,12 @@ type ServeConfig struct {
 	Engine    string // "auto", "qemu", "firecracker" or "sim"
 	Accel     string // "auto", "kvm" or "tcg"
 	Pool      int    // thawed VMs kept ready per hot template
-	Version   string
-	Logger    *slog.Logger
+
+	NetworkPool int      // isolated networks kept ready
+	DiskDirs    []string // absolute; from which sandboxes may be given disks
+
+	Version string
+	Logger  *slog.Logger
 
 	// EngineConfig says where hypervisors are and how they are used.
 	EngineConfig

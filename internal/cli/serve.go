@@ -62,6 +62,14 @@ KVM, and root for its jailer.`,
 			if cfg.Pool < 0 {
 				return usage(cmd, errors.New("--pool cannot be negative"))
 			}
+			if cfg.NetworkPool < 0 {
+				return usage(cmd, errors.New("--network-pool cannot be negative"))
+			}
+			for i, dir := range cfg.DiskDirs {
+				if cfg.DiskDirs[i], err = filepath.Abs(dir); err != nil {
+					return err
+				}
+			}
 			if err := limits.into(&cfg, cmd); err != nil {
 				return err
 			}
@@ -85,6 +93,9 @@ KVM, and root for its jailer.`,
 	f.StringVar(&cfg.Engine, "engine", "auto", "the hypervisor: auto, qemu, firecracker or sim, which runs no guests")
 	f.StringVar(&cfg.Accel, "accel", "auto", "what runs the guest: auto, kvm or tcg")
 	f.IntVar(&cfg.Pool, "pool", 0, "thawed VMs to keep ready for each template in use")
+	f.IntVar(&cfg.NetworkPool, "network-pool", 0, "isolated networks to keep ready")
+	f.StringArrayVar(&cfg.DiskDirs, "disk-dir", nil, "directory from which sandboxes may be given disks; may be given several times (default none)")
+	cmd.MarkFlagDirname("disk-dir")
 	f.StringVar(&cfg.DatabaseFile, "database-file", "", "file that holds the URL of a PostgreSQL database (SPORE_DATABASE_URL is one itself)")
 	f.DurationVar(&cfg.OperationTimeout, "operation-timeout", 15*time.Minute, "how long a snapshot, rollback, fork, pause or resume may take")
 	engine.add(cmd)

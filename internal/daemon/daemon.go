@@ -35,9 +35,9 @@ type Config struct {
 	NetworkPool int
 	// DiskDirs are the directories from which sandboxes may be given disks. Empty: none may.
 	DiskDirs []string
-	Init      string // file of spore-init for kernel bundles; "" is the one built in
-	Version   string
-	Logger    *slog.Logger `json:"-"`
+	Init     string // file of spore-init for kernel bundles; "" is the one built in
+	Version  string
+	Logger   *slog.Logger `json:"-"`
 
 	// DatabaseFile names a file that holds the URL of a PostgreSQL database, readable by its owner only; DatabaseURL is one
 	// itself. Without either, rows are in SQLite in DataDir. See Database.
@@ -179,7 +179,7 @@ func openNode(ctx context.Context, cfg Config, dir *dataDir, nets *networks) (_ 
 	}
 	n, err := node.Open(ctx, node.Options{
 		ID: host, DataDir: dir.path, Engine: engine, Images: images, Kernels: kernels, Frozen: states, Logger: cfg.Logger, Pool: cfg.Pool,
-		Storage: cfg.StorageLimits, Networks: nets.by, NoNetworks: nets.no, Governor: governor, NoGovernor: noGovernor,
+		Storage: cfg.StorageLimits, Networks: nets.by, DiskDirs: cfg.DiskDirs, NoNetworks: nets.no, Governor: governor, NoGovernor: noGovernor,
 	})
 	if err != nil {
 		return nil, nil, err
