@@ -62,21 +62,17 @@ type instanceActionInfo struct {
 }
 
 const (
-	actionStart         = "InstanceStart"
-	actionCtrlAltDel    = "SendCtrlAltDel"
-	actionFlushMetrics  = "FlushMetrics"
-	stateResumed        = "Resumed"
-	statePaused         = "Paused"
-	snapshotFull        = "Full"
-	snapshotDiff        = "Diff"
-	backendFile         = "File"
-	backendUffd         = "Uffd"
-	instancePaused      = "Paused"
-	instanceRunning     = "Running"
-	instanceNotStarted  = "Not started"
-	hugePagesNone       = "None"
-	hugePagesExplicit   = "2M"
-	hugePagesTransprent = "Transparent"
+	actionStart        = "InstanceStart"
+	actionCtrlAltDel   = "SendCtrlAltDel"
+	stateResumed       = "Resumed"
+	statePaused        = "Paused"
+	snapshotFull       = "Full"
+	snapshotDiff       = "Diff"
+	backendFile        = "File"
+	backendUffd        = "Uffd"
+	instanceRunning    = "Running"
+	instanceNotStarted = "Not started"
+	pagesTransparent   = "Transparent"
 )
 
 type vmState struct {
@@ -96,7 +92,6 @@ type snapshotLoadParams struct {
 	TrackDirtyPages     bool              `json:"track_dirty_pages,omitempty"`     // since 1.13
 	ResumeVM            bool              `json:"resume_vm"`
 	NetworkOverrides    []networkOverride `json:"network_overrides,omitempty"`
-	VsockOverride       *vsockOverride    `json:"vsock_override,omitempty"`
 	ClockRealtime       bool              `json:"clock_realtime,omitempty"`
 	HugePages           string            `json:"huge_pages,omitempty"`
 }
@@ -111,38 +106,11 @@ type networkOverride struct {
 	HostDevName string `json:"host_dev_name"`
 }
 
-type vsockOverride struct {
-	UDSPath string `json:"uds_path"`
-}
-
-type loggerConfig struct {
-	Level string `json:"level,omitempty"`
-}
-
-type metricsConfig struct {
-	MetricsPath string `json:"metrics_path"`
-}
-
-type serialDevice struct {
-	SerialOutPath string       `json:"serial_out_path,omitempty"`
-	RateLimiter   *tokenBucket `json:"rate_limiter,omitempty"`
-}
-
 type instanceInfo struct {
 	AppName    string `json:"app_name"`
 	ID         string `json:"id"`
 	State      string `json:"state"`
 	VMMVersion string `json:"vmm_version"`
-}
-
-type firecrackerVersion struct {
-	Version string `json:"firecracker_version"`
-}
-
-// vmConfiguration is the part of the whole configuration that the engine looks at.
-type vmConfiguration struct {
-	MachineConfig machineConfiguration `json:"machine-config"`
-	Drives        []drive              `json:"drives"`
 }
 
 func (c *client) put(ctx context.Context, path string, body any) error {
@@ -156,21 +124,6 @@ func (c *client) patch(ctx context.Context, path string, body any) error {
 func (c *client) instance(ctx context.Context) (info instanceInfo, err error) {
 	err = c.do(ctx, "GET", "/", nil, &info)
 	return info, err
-}
-
-func (c *client) version(ctx context.Context) (v firecrackerVersion, err error) {
-	err = c.do(ctx, "GET", "/version", nil, &v)
-	return v, err
-}
-
-func (c *client) configuration(ctx context.Context) (v vmConfiguration, err error) {
-	err = c.do(ctx, "GET", "/vm/config", nil, &v)
-	return v, err
-}
-
-func (c *client) machine(ctx context.Context) (v machineConfiguration, err error) {
-	err = c.do(ctx, "GET", "/machine-config", nil, &v)
-	return v, err
 }
 
 func (c *client) putMachine(ctx context.Context, m machineConfiguration) error {
@@ -197,18 +150,6 @@ func (c *client) putVsock(ctx context.Context, v vsock) error { return c.put(ctx
 
 func (c *client) putEntropy(ctx context.Context) error {
 	return c.put(ctx, "/entropy", entropyDevice{})
-}
-
-func (c *client) putLogger(ctx context.Context, l loggerConfig) error {
-	return c.put(ctx, "/logger", l)
-}
-
-func (c *client) putMetrics(ctx context.Context, m metricsConfig) error {
-	return c.put(ctx, "/metrics", m)
-}
-
-func (c *client) putSerial(ctx context.Context, s serialDevice) error {
-	return c.put(ctx, "/serial", s)
 }
 
 func (c *client) act(ctx context.Context, action string) error {

@@ -58,6 +58,10 @@ type Options struct {
 	// sets the clock itself.
 	ClockRealtime bool
 
+	// HugePages asks the host for transparent huge pages under guests' memory, which makes faults fewer and a VM's own
+	// memory larger. It needs Firecracker 1.17.
+	HugePages bool
+
 	Logger *slog.Logger // default: slog.Default
 }
 
@@ -152,6 +156,10 @@ func (e *Engine) platform(ctx context.Context) (platform, error) {
 		if err := e.canJail(all[0]); err != nil {
 			return platform{}, err
 		}
+	}
+	if e.opts.HugePages && !all[0].Features.LoadHugePages {
+		return platform{}, spore.Errorf(spore.CodeUnsupported, "transparent huge pages were asked for, and Firecracker %s cannot use them", all[0].Version).
+			WithHint("install Firecracker 1.17 or newer, or do without")
 	}
 	cpu, err := hostCPU()
 	if err != nil {

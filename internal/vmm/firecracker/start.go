@@ -232,7 +232,7 @@ func (m *machine) bootUp(ctx context.Context, kernel *vmlinux.Kernel) error {
 	if m.cfg.Initrd != "" {
 		source.InitrdPath = nameInitrd
 	}
-	if err := api.putMachine(ctx, machineConfiguration{VCPUCount: m.cfg.VCPUs, MemSizeMiB: m.cfg.MemoryMiB}); err != nil {
+	if err := api.putMachine(ctx, machineConfiguration{VCPUCount: m.cfg.VCPUs, MemSizeMiB: m.cfg.MemoryMiB, HugePages: m.pages()}); err != nil {
 		return m.settle(err)
 	}
 	if err := api.putBootSource(ctx, source); err != nil {
@@ -277,6 +277,14 @@ func (m *machine) bootUp(ctx context.Context, kernel *vmlinux.Kernel) error {
 	return m.writeRecord()
 }
 
+// pages is the kind of pages that guest memory is on; "" is the host's usual.
+func (m *machine) pages() string {
+	if m.eng.opts.HugePages && m.jail.binary.Features.LoadHugePages && m.cfg.MemoryMiB%2 == 0 {
+		return pagesTransparent
+	}
+	return ""
+}
+
 // unpackKernel writes the ELF file that a bzImage holds into the root.
 func (m *machine) unpackKernel(kernel *vmlinux.Kernel) error {
 	f, err := os.OpenFile(m.jail.file(nameKernel), os.O_WRONLY|os.O_CREATE|os.O_EXCL, 0o600)
@@ -304,6 +312,7 @@ func (m *machine) thawUp(ctx context.Context, saved savedState, patches vmm.Patc
 	if m.eng.opts.ClockRealtime && j.binary.Features.ClockRealtime {
 		params.ClockRealtime = true
 	}
+	params.HugePages = m.pages()
 	var err error
 	if params.MemBackend, err = m.openMemoryFor(ctx, patches); err != nil {
 		return err
