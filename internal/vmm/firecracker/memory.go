@@ -2,17 +2,10 @@ package firecracker
 
 import (
 	"context"
-	"encoding/binary"
-	"errors"
-	"fmt"
-	"io"
-	"io/fs"
 	"os"
 	"path/filepath"
 	"slices"
 	"time"
-
-	"golang.org/x/sys/unix"
 
 	spore "github.com/sporevm/spore"
 	"github.com/sporevm/spore/internal/vmm"
@@ -143,160 +136,6 @@ func (m *machine) endPager() error {
 		return p.Kill(context.Background())
 	}
 	return nil
-}
-
-// flatten writes base with the patches over it to a file at path, which it makes, and returns what the patches touched.
-func flatten(ctx context.Context, base, path string, patches vmm.Patches) (ranges rangeSet, err error) {
-	src, err := os.Open(base)
-	if err != nil {
-		return nil, fmt.Errorf("firecracker: %w", err)
-	}
-	defer src.Close()
-	fi, err := src.Stat()
-	if err != nil {
-		return nil, fmt.Errorf("firecracker: %w", err)
-	}
-	dst, err := os.OpenFile(path, os.O_RDWR|os.O_CREATE|os.O_EXCL, 0o600)
-	if err != nil {
-		return nil, diskError("put the memory patches together", err)
-	}
-	defer func() { err = errors.Join(err, dst.Close()) }()
-	if err := copySparse(ctx, dst, src, fi.Size()); err != nil {
-		return nil, diskError("put the memory patches together", err)
-	}
-	note := ranges.note(fi.Size())
-	err = patches.Each(ctx, func(off int64, data []byte) error {
-		if err := note(off, data); err != nil {
-			return err
-		}
-		if _, err := dst.WriteAt(data, off); err != nil {
-			return diskError("put the memory patches together", err)
-		}
-		return nil
-	})
-	return ranges, err
-}
-
-// copySparse shares the blocks of src with dst where the file system can, and else copies what is not a hole.
-func copySparse(ctx context.Context, dst, src *os.File, size int64) error {
-	if unix.IoctlFileClone(int(dst.Fd()), int(src.Fd())) == nil {
-		return nil
-	}
-	if err := dst.Truncate(size); err != nil {
-		return err
-	}
-	for off := int64(0); off < size; {
-		from, err := unix.Seek(int(src.Fd()), off, unix.SEEK_DATA)
-		if errors.Is(err, unix.ENXIO) {
-			return nil
-		}
-		if err != nil {
-			return err
-		}
-		end, err := unix.Seek(int(src.Fd()), from, unix.SEEK_HOLE)
-		if err != nil {
-			return err
-		}
-		for from < end {
-			if err := ctx.Err(); err != nil {
-				return err
-			}
-			n, err := io.Copy(io.NewOffsetWriter(dst, from), io.NewSectionReader(src, from, min(end-from, 16<<20)))
-			if err != nil {
-				return err
-			}
-			if n == 0 {
-				return io.ErrUnexpectedEOF
-			}
-			from += n
-		}
-		off = end
-	}
-	return nil
-}
-
-// rangeSet is an ascending list of runs that do not touch.
-type rangeSet []vmm.Range
-
-// note returns a function that adds what a patch touches and refuses what is outside of RAM.
-func (s *rangeSet) note(size int64) func(off int64, data []byte) error {
-	return func(off int64, data []byte) error {
-		n := int64(len(data))
-		if off < 0 || off > size || n > size-off || off%vmm.PageSize != 0 || n%vmm.PageSize != 0 {
-			return spore.Errorf(spore.CodeDamaged, "a memory patch of %d bytes at %d does not fit memory of %d bytes", n, off, size)
-		}
-		s.add(vmm.Range{Offset: off, Length: n})
-		return nil
-	}
-}
-
-// add joins a run into the set.
-func (s *rangeSet) add(r vmm.Range) {
-	if r.Length <= 0 {
-		return
-	}
-	list := *s
-	i, _ := slices.BinarySearchFunc(list, r.Offset, func(a vmm.Range, off int64) int {
-		if a.End() < off {
-			return -1
-		}
-		return 1
-	})
-	k := i
-	for k < len(list) && list[k].Offset <= r.End() {
-		end := max(r.End(), list[k].End())
-		r.Offset = min(r.Offset, list[k].Offset)
-		r.Length = end - r.Offset
-		k++
-	}
-	*s = slices.Replace(list, i, k, r)
-}
-
-// own counts pages as the VM's own from now on, and writes down which.
-func (m *machine) own(ranges []vmm.Range) error {
-	m.mu.Lock()
-	set := rangeSet(slices.Clone(m.owned))
-	for _, r := range ranges {
-		set.add(r)
-	}
-	m.owned = set
-	m.mu.Unlock()
-	text := make([]byte, 0, 16*len(set))
-	for _, r := range set {
-		text = binary.LittleEndian.AppendUint64(text, uint64(r.Offset))
-		text = binary.LittleEndian.AppendUint64(text, uint64(r.Length))
-	}
-	return writeAside(filepath.Join(m.jail.work, workWritten), text)
-}
-
-// readOwned reads what own wrote; size is that of the memory.
-func readOwned(work string, size int64) ([]vmm.Range, error) {
-	text, err := os.ReadFile(filepath.Join(work, workWritten))
-	if errors.Is(err, fs.ErrNotExist) {
-		return nil, nil
-	}
-	if err != nil {
-		return nil, fmt.Errorf("firecracker: %w", err)
-	}
-	return parseOwned(text, size)
-}
-
-func parseOwned(text []byte, size int64) ([]vmm.Range, error) {
-	damaged := spore.Errorf(spore.CodeDamaged, "the list of the VM's own pages is damaged")
-	if len(text)%16 != 0 {
-		return nil, damaged
-	}
-	var list []vmm.Range
-	end := int64(-1)
-	for ; len(text) > 0; text = text[16:] {
-		off, n := binary.LittleEndian.Uint64(text), binary.LittleEndian.Uint64(text[8:])
-		if off > uint64(size) || n == 0 || n > uint64(size)-off || off%vmm.PageSize != 0 || n%vmm.PageSize != 0 || int64(off) <= end {
-			return nil, damaged
-		}
-		list = append(list, vmm.Range{Offset: int64(off), Length: int64(n)})
-		end = int64(off + n)
-	}
-	return list, nil
 }
 
 // memory is what a caller sees of the RAM.
