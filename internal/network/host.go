@@ -270,6 +270,59 @@ func (m *Manager) Obstacles() ([]string, error) {
 	return all, err
 }
 
+// putUp puts up the host's rules, with the links that there are. They are there only while there are links: a server that needs
+// none leaves the host as it is.
+func (m *Manager) putUp(spaces []*space) error {
+	m.rules.Lock()
+	defer m.rules.Unlock()
+	if m.installed {
+		return nil
+	}
+	err := within(m.hostNS, func() error { return m.outer.install(spaces) })
+	if errors.Is(err, unix.ENOENT) { // of a kernel that lacks what a rule is made of
+		return unfit(err)
+	}
+	if err != nil {
+		return explain(fmt.Errorf("put up the host's rules: %w", err))
+	}
+	m.installed = true
+	return nil
+}
+
+// settle takes the host's rules away when there is no link any more.
+func (m *Manager) settle() error {
+	m.rules.Lock()
+	defer m.rules.Unlock()
+	m.mu.Lock()
+	needed := len(m.spaces) > 0
+	m.mu.Unlock()
+	if needed || !m.installed {
+		return nil
+	}
+	if err := m.leaveHost(); err != nil {
+		return err
+	}
+	m.installed = false
+	return nil
+}
+
+// leaveHostAlone takes away rules of the host that an earlier server has put up.
+func (m *Manager) leaveHostAlone() error {
+	m.rules.Lock()
+	defer m.rules.Unlock()
+	if m.installed {
+		return nil
+	}
+	return m.leaveHost()
+}
+
+// up says whether the host's rules are this manager's.
+func (m *Manager) up() bool {
+	m.rules.Lock()
+	defer m.rules.Unlock()
+	return m.installed
+}
+
 // leaveHost removes the server's tables, which no link needs any more.
 func (m *Manager) leaveHost() error {
 	if err := m.onHost(func(c *nftables.Conn) error {

@@ -31,10 +31,7 @@ func (m *Manager) Leftovers(keep []string) ([]Leftover, error) {
 		return nil, err
 	}
 	all := slices.DeleteFunc(found, func(l Leftover) bool { return l.Kind != kindTable && mine[l.Name] || m.has(l.Name) })
-	m.mu.Lock()
-	installed := m.installed
-	m.mu.Unlock()
-	if installed || len(mine) > 0 {
+	if len(mine) > 0 || m.up() {
 		all = slices.DeleteFunc(all, func(l Leftover) bool { return l.Kind == kindTable })
 	}
 	return all, nil
@@ -81,7 +78,7 @@ func (m *Manager) clean(ctx context.Context, keep []string) ([]Leftover, error) 
 		m.log.Info("removed a network that is nobody's", "network", name)
 	}
 	if tables && errors.Join(errs...) == nil {
-		errs = append(errs, m.leaveHost())
+		errs = append(errs, m.leaveHostAlone())
 	}
 	return all, errors.Join(errs...)
 }

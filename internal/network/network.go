@@ -95,9 +95,12 @@ type Manager struct {
 
 	recovering sync.Mutex
 
+	rules     sync.Mutex // held while the host's tables come or go
+	installed bool       // they are up
+
 	mu        sync.Mutex
 	recovered bool
-	installed bool  // the host's tables are up
+	prepared  bool  // the subnet is chosen
 	serving   bool  // the pool is kept full
 	unfit     error // why nothing can be attached on this host
 	closed    bool
@@ -258,7 +261,6 @@ func (m *Manager) Close() error {
 	m.mu.Lock()
 	ready := append(m.ready, m.abandoned...)
 	m.ready, m.abandoned = nil, nil
-	installed := m.installed
 	attached := slices.Collect(maps.Values(m.attached))
 	m.mu.Unlock()
 	var first error
@@ -273,9 +275,7 @@ func (m *Manager) Close() error {
 	for _, s := range ready {
 		keep(m.remove(s))
 	}
-	if installed && len(attached) == 0 {
-		keep(m.leaveHost())
-	}
+	keep(m.settle())
 	m.host.Close()
 	keep(m.hostNS.Close())
 	return first

@@ -2,7 +2,6 @@ package network
 
 import (
 	"context"
-	"errors"
 	"fmt"
 	"maps"
 	"slices"
@@ -83,7 +82,7 @@ func (m *Manager) recover(ctx context.Context, keep []string) (map[string]error,
 // prepare chooses addresses and sees whether the host takes the rules. It does both only once, and before there are any links.
 func (m *Manager) prepare() error {
 	m.mu.Lock()
-	done := m.installed
+	done := m.prepared
 	m.mu.Unlock()
 	if done {
 		return nil
@@ -93,7 +92,7 @@ func (m *Manager) prepare() error {
 		return err
 	}
 	m.mu.Lock()
-	m.slots = newSlots(subnet, m.slots.taken)
+	m.slots, m.prepared = newSlots(subnet, m.slots.taken), true
 	m.mu.Unlock()
 	obstacles, err := m.Obstacles()
 	if err != nil {
@@ -102,21 +101,6 @@ func (m *Manager) prepare() error {
 	for _, o := range obstacles {
 		m.log.Warn("the host's own packet filter drops what it forwards, unless told otherwise: let packets from and to spore-* through", "where", o)
 	}
-	return nil
-}
-
-// install puts up the host's rules for the links that there are.
-func (m *Manager) install(attached []*space) error {
-	err := within(m.hostNS, func() error { return m.outer.install(attached) })
-	if errors.Is(err, unix.ENOENT) { // of a kernel that lacks what a rule is made of
-		return unfit(err)
-	}
-	if err != nil {
-		return explain(fmt.Errorf("put up the host's rules: %w", err))
-	}
-	m.mu.Lock()
-	m.installed = true
-	m.mu.Unlock()
 	return nil
 }
 
@@ -130,19 +114,25 @@ func (m *Manager) takeOver(kept []*space, failed map[string]error) error {
 	for _, s := range kept {
 		m.spaces[s.name], m.attached[s.rec.ID], m.slots.taken[s.slot] = s, s, true
 	}
-	first := !m.installed
 	attached := slices.Collect(maps.Values(m.attached))
 	m.mu.Unlock()
-	if first {
-		for _, s := range kept {
-			p, err := m.judge(s.rec.ID, s.rec.Network, s.rec.Limits)
-			if err != nil {
-				failed[s.rec.ID] = err
-				continue
-			}
-			s.doors = doors(p, host)
+	for _, s := range kept {
+		p, err := m.judge(s.rec.ID, s.rec.Network, s.rec.Limits)
+		if err != nil {
+			failed[s.rec.ID] = err
+			continue
 		}
-		if err := m.install(attached); err != nil {
+		s.doors = doors(p, host)
+	}
+	if m.up() {
+		for _, s := range kept {
+			s.doors = nil
+			if err := m.admit(s); err != nil {
+				return err
+			}
+		}
+	} else if len(kept) > 0 {
+		if err := m.putUp(attached); err != nil {
 			return err
 		}
 	}

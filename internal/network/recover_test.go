@@ -150,7 +150,7 @@ func TestDeathAtEachStep(t *testing.T) {
 				}
 			} else {
 				found, err := m.Leftovers(nil)
-				if err != nil || len(found) == 0 {
+				if err != nil || len(found) == 0 && n > 0 {
 					t.Errorf("%s: nothing is left, which is not so: %v", name, err)
 				}
 				removed, err := m.Clean(t.Context(), nil)

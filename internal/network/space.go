@@ -97,6 +97,7 @@ func (m *Manager) perform(s *space, tasks []task) error {
 func (m *Manager) build(s *space) error {
 	return m.perform(s, []task{
 		{"record", func() error { return m.writeRecord(s.name, s.rec) }},
+		{"put up the rules", func() error { return m.putUp(nil) }},
 		{"mount the namespace", func() error { return m.mount(s.name) }},
 		{"fill the namespace", func() error { return m.inside(s, m.furnish) }},
 		{"admit the link", func() error { return m.admit(s) }},
@@ -319,6 +320,13 @@ func (m *Manager) remove(s *space) error {
 	if err := m.perform(s, []task{{"stop answering names", s.closeNames}}); err != nil {
 		return err
 	}
+	if err := m.dismantle(s); err != nil {
+		return err
+	}
+	return m.settle()
+}
+
+func (m *Manager) dismantle(s *space) error {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	if s.gone {
