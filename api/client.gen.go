@@ -663,6 +663,24 @@ type ClientInterface interface {
 	// Corresponds with GET /v1/snapshots/{ref} (the `GetSnapshot` operationId).
 	GetSnapshot(ctx context.Context, ref Ref, params *GetSnapshotParams, reqEditors ...RequestEditorFn) (*http.Response, error)
 
+	// ReleaseSnapshotWithBody Let the sandbox of a held snapshot go on
+	//
+	// Answers when the snapshot is safe. Its job tells how long the sandbox stood still.
+	//
+	// Takes any type of body and a specified content type.
+	//
+	// Corresponds with POST /v1/snapshots/{ref}/release (the `ReleaseSnapshot` operationId).
+	ReleaseSnapshotWithBody(ctx context.Context, ref Ref, contentType string, body io.Reader, reqEditors ...RequestEditorFn) (*http.Response, error)
+
+	// ReleaseSnapshot Let the sandbox of a held snapshot go on
+	//
+	// Answers when the snapshot is safe. Its job tells how long the sandbox stood still.
+	//
+	// Takes a body of the `application/json` content type.
+	//
+	// Corresponds with POST /v1/snapshots/{ref}/release (the `ReleaseSnapshot` operationId).
+	ReleaseSnapshot(ctx context.Context, ref Ref, body ReleaseSnapshotJSONRequestBody, reqEditors ...RequestEditorFn) (*http.Response, error)
+
 	// ListTemplates List templates
 	//
 	// Newest first. Deleted and ephemeral ones are shown with `all` only.
@@ -2111,6 +2129,44 @@ func (c *Client) DeleteSnapshot(ctx context.Context, ref Ref, params *DeleteSnap
 // Corresponds with GET /v1/snapshots/{ref} (the `GetSnapshot` operationId).
 func (c *Client) GetSnapshot(ctx context.Context, ref Ref, params *GetSnapshotParams, reqEditors ...RequestEditorFn) (*http.Response, error) {
 	req, err := NewGetSnapshotRequest(c.Server, ref, params)
+	if err != nil {
+		return nil, err
+	}
+	req = req.WithContext(ctx)
+	if err := c.applyEditors(ctx, req, reqEditors); err != nil {
+		return nil, err
+	}
+	return c.Client.Do(req)
+}
+
+// ReleaseSnapshotWithBody Let the sandbox of a held snapshot go on
+//
+// Answers when the snapshot is safe. Its job tells how long the sandbox stood still.
+//
+// Takes any type of body and a specified content type.
+//
+// Corresponds with POST /v1/snapshots/{ref}/release (the `ReleaseSnapshot` operationId).
+func (c *Client) ReleaseSnapshotWithBody(ctx context.Context, ref Ref, contentType string, body io.Reader, reqEditors ...RequestEditorFn) (*http.Response, error) {
+	req, err := NewReleaseSnapshotRequestWithBody(c.Server, ref, contentType, body)
+	if err != nil {
+		return nil, err
+	}
+	req = req.WithContext(ctx)
+	if err := c.applyEditors(ctx, req, reqEditors); err != nil {
+		return nil, err
+	}
+	return c.Client.Do(req)
+}
+
+// ReleaseSnapshot Let the sandbox of a held snapshot go on
+//
+// Answers when the snapshot is safe. Its job tells how long the sandbox stood still.
+//
+// Takes a body of the `application/json` content type.
+//
+// Corresponds with POST /v1/snapshots/{ref}/release (the `ReleaseSnapshot` operationId).
+func (c *Client) ReleaseSnapshot(ctx context.Context, ref Ref, body ReleaseSnapshotJSONRequestBody, reqEditors ...RequestEditorFn) (*http.Response, error) {
+	req, err := NewReleaseSnapshotRequest(c.Server, ref, body)
 	if err != nil {
 		return nil, err
 	}
@@ -5446,6 +5502,53 @@ func NewGetSnapshotRequest(server string, ref Ref, params *GetSnapshotParams) (*
 	return req, nil
 }
 
+// NewReleaseSnapshotRequest calls the generic ReleaseSnapshot builder with application/json body
+func NewReleaseSnapshotRequest(server string, ref Ref, body ReleaseSnapshotJSONRequestBody) (*http.Request, error) {
+	var bodyReader io.Reader
+	buf, err := json.Marshal(body)
+	if err != nil {
+		return nil, err
+	}
+	bodyReader = bytes.NewReader(buf)
+	return NewReleaseSnapshotRequestWithBody(server, ref, "application/json", bodyReader)
+}
+
+// NewReleaseSnapshotRequestWithBody constructs an http.Request for the ReleaseSnapshot method, with any body, and a specified content type
+func NewReleaseSnapshotRequestWithBody(server string, ref Ref, contentType string, body io.Reader) (*http.Request, error) {
+	var err error
+
+	var pathParam0 string
+
+	pathParam0, err = runtime.StyleParamWithOptions("simple", false, "ref", ref, runtime.StyleParamOptions{ParamLocation: runtime.ParamLocationPath, Type: "string", Format: ""})
+	if err != nil {
+		return nil, err
+	}
+
+	serverURL, err := url.Parse(server)
+	if err != nil {
+		return nil, err
+	}
+
+	operationPath := fmt.Sprintf("/v1/snapshots/%s/release", pathParam0)
+	if operationPath[0] == '/' {
+		operationPath = "." + operationPath
+	}
+
+	queryURL, err := serverURL.Parse(operationPath)
+	if err != nil {
+		return nil, err
+	}
+
+	req, err := http.NewRequest(http.MethodPost, queryURL.String(), body)
+	if err != nil {
+		return nil, err
+	}
+
+	req.Header.Add("Content-Type", contentType)
+
+	return req, nil
+}
+
 // NewListTemplatesRequest constructs an http.Request for the ListTemplates method
 func NewListTemplatesRequest(server string, params *ListTemplatesParams) (*http.Request, error) {
 	var err error
@@ -6821,6 +6924,24 @@ type ClientWithResponsesInterface interface {
 	//
 	// Corresponds with GET /v1/snapshots/{ref} (the `GetSnapshot` operationId).
 	GetSnapshotWithResponse(ctx context.Context, ref Ref, params *GetSnapshotParams, reqEditors ...RequestEditorFn) (*GetSnapshotResponse, error)
+
+	// ReleaseSnapshotWithBodyWithResponse Let the sandbox of a held snapshot go on
+	//
+	// Answers when the snapshot is safe. Its job tells how long the sandbox stood still.
+	//
+	// Takes any type of body and a specified content type, and returns a wrapper object for the known response body format(s).
+	//
+	// Corresponds with POST /v1/snapshots/{ref}/release (the `ReleaseSnapshot` operationId).
+	ReleaseSnapshotWithBodyWithResponse(ctx context.Context, ref Ref, contentType string, body io.Reader, reqEditors ...RequestEditorFn) (*ReleaseSnapshotResponse, error)
+
+	// ReleaseSnapshotWithResponse Let the sandbox of a held snapshot go on
+	//
+	// Answers when the snapshot is safe. Its job tells how long the sandbox stood still.
+	//
+	// Takes a body of the `application/json` content type, and returns a wrapper object for the known response body format(s).
+	//
+	// Corresponds with POST /v1/snapshots/{ref}/release (the `ReleaseSnapshot` operationId).
+	ReleaseSnapshotWithResponse(ctx context.Context, ref Ref, body ReleaseSnapshotJSONRequestBody, reqEditors ...RequestEditorFn) (*ReleaseSnapshotResponse, error)
 
 	// ListTemplatesWithResponse List templates
 	//
@@ -10175,6 +10296,61 @@ func (r GetSnapshotResponse) ContentType() string {
 	return ""
 }
 
+// ReleaseSnapshotResponseDefaultHeaders the declared response headers of an HTTP default response for ReleaseSnapshot
+type ReleaseSnapshotResponseDefaultHeaders struct {
+	RetryAfter int
+}
+
+type ReleaseSnapshotResponse struct {
+	Body         []byte
+	HTTPResponse *http.Response
+	// JSON200 the response for an HTTP 200 `application/json` response
+	JSON200 *Template
+	// JSONDefault the response for an HTTP default `application/json` response
+	JSONDefault *Error
+	// HeadersDefault the parsed response headers for an HTTP default response
+	HeadersDefault *ReleaseSnapshotResponseDefaultHeaders
+}
+
+// GetJSON200 returns the response for an HTTP 200 `application/json` response
+func (r ReleaseSnapshotResponse) GetJSON200() *Template {
+	return r.JSON200
+}
+
+// GetJSONDefault returns the response for an HTTP default `application/json` response
+func (r ReleaseSnapshotResponse) GetJSONDefault() *Error {
+	return r.JSONDefault
+}
+
+// GetBody returns the raw response body bytes
+func (r ReleaseSnapshotResponse) GetBody() []byte {
+	return r.Body
+}
+
+// Status returns HTTPResponse.Status
+func (r ReleaseSnapshotResponse) Status() string {
+	if r.HTTPResponse != nil {
+		return r.HTTPResponse.Status
+	}
+	return http.StatusText(0)
+}
+
+// StatusCode returns HTTPResponse.StatusCode
+func (r ReleaseSnapshotResponse) StatusCode() int {
+	if r.HTTPResponse != nil {
+		return r.HTTPResponse.StatusCode
+	}
+	return 0
+}
+
+// ContentType is a convenience method to retrieve the Content-Type value from the HTTP response headers
+func (r ReleaseSnapshotResponse) ContentType() string {
+	if r.HTTPResponse != nil {
+		return r.HTTPResponse.Header.Get("Content-Type")
+	}
+	return ""
+}
+
 // ListTemplatesResponseDefaultHeaders the declared response headers of an HTTP default response for ListTemplates
 type ListTemplatesResponseDefaultHeaders struct {
 	RetryAfter int
@@ -11891,6 +12067,36 @@ func (c *ClientWithResponses) GetSnapshotWithResponse(ctx context.Context, ref R
 		return nil, err
 	}
 	return ParseGetSnapshotResponse(rsp)
+}
+
+// ReleaseSnapshotWithBodyWithResponse Let the sandbox of a held snapshot go on
+//
+// Answers when the snapshot is safe. Its job tells how long the sandbox stood still.
+//
+// Takes any type of body and a specified content type, and returns a wrapper object for the known response body format(s).
+//
+// Corresponds with POST /v1/snapshots/{ref}/release (the `ReleaseSnapshot` operationId).
+func (c *ClientWithResponses) ReleaseSnapshotWithBodyWithResponse(ctx context.Context, ref Ref, contentType string, body io.Reader, reqEditors ...RequestEditorFn) (*ReleaseSnapshotResponse, error) {
+	rsp, err := c.ReleaseSnapshotWithBody(ctx, ref, contentType, body, reqEditors...)
+	if err != nil {
+		return nil, err
+	}
+	return ParseReleaseSnapshotResponse(rsp)
+}
+
+// ReleaseSnapshotWithResponse Let the sandbox of a held snapshot go on
+//
+// Answers when the snapshot is safe. Its job tells how long the sandbox stood still.
+//
+// Takes a body of the `application/json` content type, and returns a wrapper object for the known response body format(s).
+//
+// Corresponds with POST /v1/snapshots/{ref}/release (the `ReleaseSnapshot` operationId).
+func (c *ClientWithResponses) ReleaseSnapshotWithResponse(ctx context.Context, ref Ref, body ReleaseSnapshotJSONRequestBody, reqEditors ...RequestEditorFn) (*ReleaseSnapshotResponse, error) {
+	rsp, err := c.ReleaseSnapshot(ctx, ref, body, reqEditors...)
+	if err != nil {
+		return nil, err
+	}
+	return ParseReleaseSnapshotResponse(rsp)
 }
 
 // ListTemplatesWithResponse List templates
@@ -14836,6 +15042,52 @@ func ParseGetSnapshotResponse(rsp *http.Response) (*GetSnapshotResponse, error) 
 	switch {
 	case true:
 		var headers GetSnapshotResponseDefaultHeaders
+		if values := rsp.Header.Values("Retry-After"); len(values) > 0 {
+			var value int
+			if err := runtime.BindStyledParameterWithOptions("simple", "Retry-After", values[0], &value, runtime.BindStyledParameterOptions{ParamLocation: runtime.ParamLocationHeader, Explode: false, Required: false, Type: "integer", Format: ""}); err != nil {
+				return nil, err
+			}
+			headers.RetryAfter = value
+		}
+		response.HeadersDefault = &headers
+	}
+
+	return response, nil
+}
+
+// ParseReleaseSnapshotResponse parses an HTTP response from a ReleaseSnapshotWithResponse call
+func ParseReleaseSnapshotResponse(rsp *http.Response) (*ReleaseSnapshotResponse, error) {
+	bodyBytes, err := io.ReadAll(rsp.Body)
+	defer func() { _ = rsp.Body.Close() }()
+	if err != nil {
+		return nil, err
+	}
+
+	response := &ReleaseSnapshotResponse{
+		Body:         bodyBytes,
+		HTTPResponse: rsp,
+	}
+
+	switch {
+	case strings.Contains(rsp.Header.Get("Content-Type"), "json") && rsp.StatusCode == 200:
+		var dest Template
+		if err := json.Unmarshal(bodyBytes, &dest); err != nil {
+			return nil, err
+		}
+		response.JSON200 = &dest
+
+	case strings.Contains(rsp.Header.Get("Content-Type"), "json") && true:
+		var dest Error
+		if err := json.Unmarshal(bodyBytes, &dest); err != nil {
+			return nil, err
+		}
+		response.JSONDefault = &dest
+
+	}
+
+	switch {
+	case true:
+		var headers ReleaseSnapshotResponseDefaultHeaders
 		if values := rsp.Header.Values("Retry-After"); len(values) > 0 {
 			var value int
 			if err := runtime.BindStyledParameterWithOptions("simple", "Retry-After", values[0], &value, runtime.BindStyledParameterOptions{ParamLocation: runtime.ParamLocationHeader, Explode: false, Required: false, Type: "integer", Format: ""}); err != nil {

@@ -196,6 +196,9 @@ type ServerInterface interface {
 	// GetSnapshot Show a snapshot
 	// (GET /v1/snapshots/{ref})
 	GetSnapshot(w http.ResponseWriter, r *http.Request, ref Ref, params GetSnapshotParams)
+	// ReleaseSnapshot Let the sandbox of a held snapshot go on
+	// (POST /v1/snapshots/{ref}/release)
+	ReleaseSnapshot(w http.ResponseWriter, r *http.Request, ref Ref)
 	// ListTemplates List templates
 	// (GET /v1/templates)
 	ListTemplates(w http.ResponseWriter, r *http.Request, params ListTemplatesParams)
@@ -2709,6 +2712,32 @@ func (siw *ServerInterfaceWrapper) GetSnapshot(w http.ResponseWriter, r *http.Re
 	handler.ServeHTTP(w, r)
 }
 
+// ReleaseSnapshot operation middleware
+func (siw *ServerInterfaceWrapper) ReleaseSnapshot(w http.ResponseWriter, r *http.Request) {
+
+	var err error
+	_ = err
+
+	// ------------- Path parameter "ref" -------------
+	var ref Ref
+
+	err = runtime.BindStyledParameterWithOptions("simple", "ref", r.PathValue("ref"), &ref, runtime.BindStyledParameterOptions{ParamLocation: runtime.ParamLocationPath, Explode: false, Required: true, Type: "string", Format: "", ValueIsUnescaped: true})
+	if err != nil {
+		siw.ErrorHandlerFunc(w, r, &InvalidParamFormatError{ParamName: "ref", Err: err})
+		return
+	}
+
+	handler := http.Handler(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		siw.Handler.ReleaseSnapshot(w, r, ref)
+	}))
+
+	for _, middleware := range siw.HandlerMiddlewares {
+		handler = middleware(handler)
+	}
+
+	handler.ServeHTTP(w, r)
+}
+
 // ListTemplates operation middleware
 func (siw *ServerInterfaceWrapper) ListTemplates(w http.ResponseWriter, r *http.Request) {
 
@@ -3436,6 +3465,7 @@ func HandlerWithOptions(si ServerInterface, options StdHTTPServerOptions) http.H
 	m.HandleFunc(http.MethodGet+" "+options.BaseURL+"/v1/snapshots", wrapper.ListSnapshots)
 	m.HandleFunc(http.MethodDelete+" "+options.BaseURL+"/v1/snapshots/{ref}", wrapper.DeleteSnapshot)
 	m.HandleFunc(http.MethodGet+" "+options.BaseURL+"/v1/snapshots/{ref}", wrapper.GetSnapshot)
+	m.HandleFunc(http.MethodPost+" "+options.BaseURL+"/v1/snapshots/{ref}/release", wrapper.ReleaseSnapshot)
 	m.HandleFunc(http.MethodGet+" "+options.BaseURL+"/v1/lineage", wrapper.ListLineage)
 	m.HandleFunc(http.MethodGet+" "+options.BaseURL+"/v1/sandboxes", wrapper.ListSandboxes)
 	m.HandleFunc(http.MethodPost+" "+options.BaseURL+"/v1/sandboxes", wrapper.CreateSandbox)
@@ -6124,6 +6154,48 @@ func (response GetSnapshotdefaultJSONResponse) VisitGetSnapshotResponse(w http.R
 	return err
 }
 
+type ReleaseSnapshotRequestObject struct {
+	Ref  Ref `json:"ref"`
+	Body *ReleaseSnapshotJSONRequestBody
+}
+
+type ReleaseSnapshotResponseObject interface {
+	VisitReleaseSnapshotResponse(w http.ResponseWriter) error
+}
+
+type ReleaseSnapshot200JSONResponse Template
+
+func (response ReleaseSnapshot200JSONResponse) VisitReleaseSnapshotResponse(w http.ResponseWriter) error {
+
+	var buf bytes.Buffer
+	if err := json.NewEncoder(&buf).Encode(response); err != nil {
+		return err
+	}
+	w.Header().Set("Content-Type", "application/json")
+	w.WriteHeader(200)
+	_, err := buf.WriteTo(w)
+	return err
+}
+
+type ReleaseSnapshotdefaultJSONResponse struct {
+	Body       Error
+	Headers    ErrorResponseHeaders
+	StatusCode int
+}
+
+func (response ReleaseSnapshotdefaultJSONResponse) VisitReleaseSnapshotResponse(w http.ResponseWriter) error {
+
+	var buf bytes.Buffer
+	if err := json.NewEncoder(&buf).Encode(response.Body); err != nil {
+		return err
+	}
+	w.Header().Set("Content-Type", "application/json")
+	w.Header().Set("Retry-After", fmt.Sprint(response.Headers.RetryAfter))
+	w.WriteHeader(response.StatusCode)
+	_, err := buf.WriteTo(w)
+	return err
+}
+
 type ListTemplatesRequestObject struct {
 	Params ListTemplatesParams
 }
@@ -6762,6 +6834,9 @@ type StrictServerInterface interface {
 	// GetSnapshot Show a snapshot
 	// (GET /v1/snapshots/{ref})
 	GetSnapshot(ctx context.Context, request GetSnapshotRequestObject) (GetSnapshotResponseObject, error)
+	// ReleaseSnapshot Let the sandbox of a held snapshot go on
+	// (POST /v1/snapshots/{ref}/release)
+	ReleaseSnapshot(ctx context.Context, request ReleaseSnapshotRequestObject) (ReleaseSnapshotResponseObject, error)
 	// ListTemplates List templates
 	// (GET /v1/templates)
 	ListTemplates(ctx context.Context, request ListTemplatesRequestObject) (ListTemplatesResponseObject, error)
@@ -8502,6 +8577,42 @@ func (sh *strictHandler) GetSnapshot(w http.ResponseWriter, r *http.Request, ref
 		sh.options.ResponseErrorHandlerFunc(w, r, err)
 	} else if validResponse, ok := response.(GetSnapshotResponseObject); ok {
 		if err := validResponse.VisitGetSnapshotResponse(w); err != nil {
+			sh.options.ResponseErrorHandlerFunc(w, r, err)
+		}
+	} else if response != nil {
+		sh.options.ResponseErrorHandlerFunc(w, r, fmt.Errorf("unexpected response type: %T", response))
+	}
+}
+
+// ReleaseSnapshot operation middleware
+func (sh *strictHandler) ReleaseSnapshot(w http.ResponseWriter, r *http.Request, ref Ref) {
+	var request ReleaseSnapshotRequestObject
+
+	request.Ref = ref
+
+	var body ReleaseSnapshotJSONRequestBody
+	if err := runtime.BindJSONBody(r, &body); err != nil {
+		if !errors.Is(err, io.EOF) {
+			sh.options.RequestErrorHandlerFunc(w, r, fmt.Errorf("can't decode JSON body: %w", err))
+			return
+		}
+	} else {
+		request.Body = &body
+	}
+
+	handler := func(ctx context.Context, w http.ResponseWriter, r *http.Request, request interface{}) (interface{}, error) {
+		return sh.ssi.ReleaseSnapshot(ctx, request.(ReleaseSnapshotRequestObject))
+	}
+	for _, middleware := range sh.middlewares {
+		handler = middleware(handler, "ReleaseSnapshot")
+	}
+
+	response, err := handler(r.Context(), w, r, request)
+
+	if err != nil {
+		sh.options.ResponseErrorHandlerFunc(w, r, err)
+	} else if validResponse, ok := response.(ReleaseSnapshotResponseObject); ok {
+		if err := validResponse.VisitReleaseSnapshotResponse(w); err != nil {
 			sh.options.ResponseErrorHandlerFunc(w, r, err)
 		}
 	} else if response != nil {

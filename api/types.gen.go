@@ -2123,6 +2123,12 @@ type RefList struct {
 // Example: ACTIVE
 type RefStatus = spore.RuntimeRefStatus
 
+// ReleaseRequest How a held snapshot is to end.
+type ReleaseRequest struct {
+	// Discard There is to be no snapshot; the sandbox goes on all the same.
+	Discard bool `json:"discard,omitempty,omitzero"`
+}
+
 // Replica One template on one node.
 type Replica struct {
 	// ArtifactID The root filesystem that it stands on.
@@ -2510,6 +2516,14 @@ type SnapshotRequest struct {
 	//
 	// Example: Python 3.12
 	DisplayName string `json:"displayName,omitempty,omitzero"`
+
+	// HoldSeconds Answer while the sandbox stands still, with a snapshot that is still CREATING, so that what belongs to the same instant can be
+	// done outside, such as copying a disk. It stands still until the snapshot is released. After so many seconds it goes on all the
+	// same, and the snapshot FAILED. 0 or left out: it goes on at once.
+	//
+	//
+	// Example: 30
+	HoldSeconds int `json:"holdSeconds,omitempty,omitzero"`
 
 	// Labels Keys and values that mean something to the user only.
 	//
@@ -3350,6 +3364,9 @@ type RollbackSandboxJSONRequestBody = RollbackRequest
 
 // CreateSnapshotJSONRequestBody defines body for CreateSnapshot for application/json ContentType.
 type CreateSnapshotJSONRequestBody = SnapshotRequest
+
+// ReleaseSnapshotJSONRequestBody defines body for ReleaseSnapshot for application/json ContentType.
+type ReleaseSnapshotJSONRequestBody = ReleaseRequest
 
 // BuildTemplateJSONRequestBody defines body for BuildTemplate for application/json ContentType.
 type BuildTemplateJSONRequestBody = BuildRequest

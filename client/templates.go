@@ -100,6 +100,12 @@ func (c *Client) CreateSnapshot(ctx context.Context, sandboxID string, req api.S
 	return answer[api.Template](c.api.CreateSnapshot(ctx, sandboxID, nil, req))
 }
 
+// ReleaseSnapshot lets the sandbox of a snapshot go on that was asked for with HoldSeconds, and answers when the snapshot is safe.
+// With discard there is to be none.
+func (c *Client) ReleaseSnapshot(ctx context.Context, id string, discard bool) (*api.Template, error) {
+	return answer[api.Template](c.api.ReleaseSnapshot(ctx, id, api.ReleaseRequest{Discard: discard}))
+}
+
 // GetSnapshot shows a snapshot, by id or name. A template is spore.CodeNotFound.
 func (c *Client) GetSnapshot(ctx context.Context, ref string) (*api.Template, error) {
 	return answer[api.Template](c.api.GetSnapshot(ctx, ref, nil))

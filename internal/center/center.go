@@ -71,6 +71,8 @@ type Center struct {
 		dirty bool
 	}
 
+	held sync.Map // snapshots whose sandboxes stand still until they are released, by id
+
 	fencedOnce sync.Once
 
 	started int             // loops

@@ -145,6 +145,10 @@ func (c *Center) forkSource(ctx context.Context, ref string) (*spore.Template, e
 		}
 		return nil, err
 	}
+	if len(s.Disks) > 0 {
+		return nil, spore.Errorf(spore.CodeConflict, "sandbox %s has disks of the machine's, which its forks cannot share", s.ID).
+			WithHint("snapshot it, copy the disks meanwhile, and start from the snapshot with the copies")
+	}
 	unlock, err := c.lock(ctx, s.ID)
 	if err != nil {
 		return nil, err

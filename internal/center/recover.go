@@ -121,6 +121,13 @@ func (c *Center) settleJobs(ctx context.Context) error {
 func (c *Center) settleJob(ctx context.Context, j *spore.Job) error {
 	switch j.Operation {
 	case spore.OpSnapshotCreate:
+		var req SnapshotRequest
+		if err := json.Unmarshal(j.Request, &req); err != nil {
+			return err
+		}
+		if req.Held {
+			return c.settleHeld(ctx, j)
+		}
 		f, err := c.frozenAt(ctx, j.NodeID, j.ResourceID)
 		if err == nil {
 			_, err = c.registerSnapshot(ctx, j.ID, j.ResourceID, f)

@@ -77,6 +77,9 @@ type SnapshotRequest struct {
 	Author      string
 	Reason      string
 	Retain      bool
+
+	Held bool  `json:",omitempty"` // set by HoldSnapshot
+	hold *hold // nil: the sandbox goes on as soon as it is captured
 }
 
 // ForkRequest asks for forks. All get the same time to live, environment and labels.

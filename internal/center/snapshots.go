@@ -102,7 +102,7 @@ func (c *Center) snapshot(ctx context.Context, key Idempotency, sandboxID string
 	var f *spore.Frozen
 	n, err := c.on(s.NodeID)
 	if err == nil {
-		f, err = n.Freeze(ctx, s, t.ID, t.ParentID)
+		f, err = c.capture(ctx, n, s, t, req.hold)
 	}
 	if err != nil {
 		return nil, c.failDirect(ctx, j.ID, err)

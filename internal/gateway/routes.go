@@ -41,10 +41,11 @@ var routes = map[string]route{
 	"DELETE /v1/aliases/{alias}":      asks[api.DeleteAliasParams](),
 	"GET /v1/aliases/{alias}/history": asks[api.ListAliasHistoryParams](),
 
-	"GET /v1/snapshots":          asks[api.ListSnapshotsParams](),
-	"GET /v1/snapshots/{ref}":    asks[api.GetSnapshotParams](),
-	"DELETE /v1/snapshots/{ref}": asks[api.DeleteSnapshotParams](),
-	"GET /v1/operations/{id}":    plain(),
+	"GET /v1/snapshots":                asks[api.ListSnapshotsParams](),
+	"GET /v1/snapshots/{ref}":          asks[api.GetSnapshotParams](),
+	"POST /v1/snapshots/{ref}/release": takes[api.ReleaseRequest](),
+	"DELETE /v1/snapshots/{ref}":       asks[api.DeleteSnapshotParams](),
+	"GET /v1/operations/{id}":          plain(),
 
 	"GET /v1/sandboxes":                 asks[api.ListSandboxesParams](),
 	"POST /v1/sandboxes":                takesAndAsks[api.CreateRequest, api.CreateSandboxParams](),

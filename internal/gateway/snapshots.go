@@ -3,6 +3,7 @@ package gateway
 import (
 	"context"
 	"errors"
+	"time"
 
 	"github.com/sporevm/spore"
 	"github.com/sporevm/spore/api"
@@ -86,9 +87,27 @@ func (n *native) CreateSnapshot(ctx context.Context, r api.CreateSnapshotRequest
 			Name: r.Body.Name, Labels: r.Body.Labels, DisplayName: r.Body.DisplayName, Author: r.Body.Author, Reason: r.Body.Reason, Retain: r.Body.Retain,
 		}
 	}
+	if r.Body != nil && r.Body.HoldSeconds > 0 {
+		if key.Key != "" {
+			return nil, spore.Invalidf("holdSeconds", "a snapshot that is held cannot be asked for under an idempotency key")
+		}
+		t, err := n.svc.HoldSnapshot(ctx, r.ID, req, time.Duration(r.Body.HoldSeconds)*time.Second)
+		if err != nil {
+			return nil, err
+		}
+		return api.CreateSnapshot201JSONResponse(template(t)), nil
+	}
 	t, err := n.svc.CreateSnapshot(ctx, key, r.ID, req)
 	if err != nil {
 		return nil, err
 	}
 	return api.CreateSnapshot201JSONResponse(template(t)), nil
+}
+
+func (n *native) ReleaseSnapshot(ctx context.Context, r api.ReleaseSnapshotRequestObject) (api.ReleaseSnapshotResponseObject, error) {
+	t, err := n.svc.ReleaseSnapshot(ctx, r.Ref, r.Body == nil || !r.Body.Discard)
+	if err != nil {
+		return nil, err
+	}
+	return api.ReleaseSnapshot200JSONResponse(template(t)), nil
 }

@@ -20,6 +20,8 @@ var Start = time.Date(2026, 11, 1, 12, 0, 0, 0, time.UTC)
 
 // Service keeps what it is told in memory. Jobs end when EndJob is called, or at once with AutoFinish.
 type Service struct {
+	held sync.Map // snapshots whose sandboxes are said to stand still
+
 	// Fail answers an error for a call of the named method, or nil.
 	Fail func(method string) error
 	// Wait, when set, is called by CreateSandbox before it makes the sandbox.
