@@ -23,7 +23,7 @@ func serve(ctx context.Context, cfg cli.ServeConfig) error {
 		StorageLimits: cfg.StorageLimits, Retention: center.Retention{KeepLast: cfg.KeepLast, MaxAge: cfg.MaxAge},
 		Quota:            center.Quota{SnapshotsPerSandbox: cfg.SnapshotsPerSandbox, Templates: cfg.Templates, Bytes: cfg.QuotaBytes},
 		OperationTimeout: cfg.OperationTimeout,
-		FirecrackerDir:   cfg.FirecrackerDir, NoJailer: cfg.NoJailer, FirecrackerPool: cfg.FirecrackerPool, MemoryBackend: cfg.MemoryBackend,
+		FirecrackerDir:   cfg.FirecrackerDir, NoJailer: cfg.NoJailer, FirecrackerPool: cfg.FirecrackerPool, MemoryBackend: cfg.MemoryBackend, HugePages: cfg.HugePages,
 	})
 }
 

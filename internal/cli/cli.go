@@ -80,7 +80,8 @@ type ServeConfig struct {
 type EngineConfig struct {
 	FirecrackerDir  string // absolute; one directory for each version; "" is the default place
 	NoJailer        bool
-	FirecrackerPool int    // processes started ahead
+	FirecrackerPool int // processes started ahead
+	HugePages       bool
 	MemoryBackend   string // "auto", "file" or "uffd"
 }
 

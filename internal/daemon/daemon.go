@@ -50,6 +50,8 @@ type Config struct {
 	NoJailer bool
 	// FirecrackerPool is how many Firecracker processes are started ahead.
 	FirecrackerPool int
+	// HugePages has Firecracker ask for transparent huge pages under guests' memory, from version 1.17 on.
+	HugePages bool
 	// MemoryBackend is MemoryAuto, MemoryFile or MemoryUffd; "" is auto. QEMU needs none.
 	MemoryBackend string
 

@@ -114,7 +114,7 @@ func openEngine(ctx context.Context, cfg Config, name, dir string, kernels *kern
 	}
 	return firecracker.New(firecracker.Options{
 		Dir: firecrackerDir(cfg, dir), NoJailer: cfg.NoJailer,
-		StateDir: dir, Kernel: vmlinuz, Initrd: initrd, Pool: cfg.FirecrackerPool,
+		StateDir: dir, Kernel: vmlinuz, Initrd: initrd, Pool: cfg.FirecrackerPool, HugePages: cfg.HugePages,
 		Pager: pagers{choose: choose, log: log}, Logger: log,
 	})
 }
