@@ -24,7 +24,8 @@ type hold struct {
 
 // HoldSnapshot is CreateSnapshot that answers, with a snapshot that is still CREATING, while the sandbox stands still. It does so until
 // ReleaseSnapshot, or until the limit is over: then it goes on, and the snapshot FAILED.
-func (c *Center) HoldSnapshot(ctx context.Context, sandboxID string, req SnapshotRequest, limit time.Duration) (*spore.Template, error) {
+// Asked for again under its key it answers when that is over.
+func (c *Center) HoldSnapshot(ctx context.Context, key Idempotency, sandboxID string, req SnapshotRequest, limit time.Duration) (*spore.Template, error) {
 	if limit <= 0 || limit > maxHold {
 		return nil, spore.Invalidf("holdSeconds", "%s is out of range", limit).WithHint("at most %s", maxHold)
 	}
@@ -33,7 +34,7 @@ func (c *Center) HoldSnapshot(ctx context.Context, sandboxID string, req Snapsho
 	// It ends by itself, not with the request that began it.
 	c.loops.Go(func() {
 		defer close(h.done)
-		h.made, h.err = c.CreateSnapshot(context.WithoutCancel(ctx), Idempotency{}, sandboxID, req)
+		h.made, h.err = c.CreateSnapshot(context.WithoutCancel(ctx), key, sandboxID, req)
 	})
 	select {
 	case t := <-h.standing:

@@ -100,7 +100,8 @@ type SnapshotService interface {
 	// CreateSnapshot snapshots a running sandbox and answers when it is settled.
 	CreateSnapshot(ctx context.Context, key center.Idempotency, sandboxID string, req center.SnapshotRequest) (*spore.Template, error)
 	// HoldSnapshot is CreateSnapshot that answers while the sandbox stands still, which it does until ReleaseSnapshot or the limit.
-	HoldSnapshot(ctx context.Context, sandboxID string, req center.SnapshotRequest, limit time.Duration) (*spore.Template, error)
+	// Asked for again under its key it answers when that is over.
+	HoldSnapshot(ctx context.Context, key center.Idempotency, sandboxID string, req center.SnapshotRequest, limit time.Duration) (*spore.Template, error)
 	// ReleaseSnapshot lets the sandbox of a held snapshot go on, and answers when the snapshot is settled; keep false makes none.
 	ReleaseSnapshot(ctx context.Context, id string, keep bool) (*spore.Template, error)
 	// Rollback brings a sandbox back to a snapshot and answers when it is settled.

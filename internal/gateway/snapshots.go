@@ -88,10 +88,7 @@ func (n *native) CreateSnapshot(ctx context.Context, r api.CreateSnapshotRequest
 		}
 	}
 	if r.Body != nil && r.Body.HoldSeconds > 0 {
-		if key.Key != "" {
-			return nil, spore.Invalidf("holdSeconds", "a snapshot that is held cannot be asked for under an idempotency key")
-		}
-		t, err := n.svc.HoldSnapshot(ctx, r.ID, req, time.Duration(r.Body.HoldSeconds)*time.Second)
+		t, err := n.svc.HoldSnapshot(ctx, key, r.ID, req, time.Duration(r.Body.HoldSeconds)*time.Second)
 		if err != nil {
 			return nil, err
 		}

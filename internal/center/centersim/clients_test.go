@@ -73,6 +73,14 @@ func (c *clients) act() {
 			s, err := a.center.CreateSandbox(ctx, key, center.CreateRequest{Template: t, TTL: ttl, Wiring: wiring})
 			return c.sandbox(s, err)
 		})
+	case chance < 33:
+		release, keep := w.rand.IntN(4) > 0, w.rand.IntN(4) > 0
+		c.do(via, func(ctx context.Context, a *controller) {
+			t, err := a.center.HoldSnapshot(ctx, center.Idempotency{}, s, center.SnapshotRequest{}, 30*time.Second)
+			if err == nil && release {
+				_, _ = a.center.ReleaseSnapshot(ctx, t.ID, keep)
+			}
+		})
 	case chance < 45:
 		c.ask(via, key, func(ctx context.Context, a *controller) (string, error) {
 			t, err := a.center.CreateSnapshot(ctx, key, s, center.SnapshotRequest{})

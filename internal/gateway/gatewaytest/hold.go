@@ -9,8 +9,8 @@ import (
 )
 
 // HoldSnapshot takes the snapshot at once, but says that it is still being made.
-func (s *Service) HoldSnapshot(ctx context.Context, id string, req center.SnapshotRequest, _ time.Duration) (*spore.Template, error) {
-	t, err := s.CreateSnapshot(ctx, center.Idempotency{}, id, req)
+func (s *Service) HoldSnapshot(ctx context.Context, key center.Idempotency, id string, req center.SnapshotRequest, _ time.Duration) (*spore.Template, error) {
+	t, err := s.CreateSnapshot(ctx, key, id, req)
 	if err != nil {
 		return nil, err
 	}
