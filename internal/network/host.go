@@ -3,7 +3,10 @@ package network
 import (
 	"errors"
 	"fmt"
+	"io/fs"
 	"net/netip"
+	"os"
+	"path/filepath"
 	"slices"
 	"strings"
 
@@ -278,7 +281,18 @@ func (m *Manager) putUp(spaces []*space) error {
 	if m.installed {
 		return nil
 	}
-	err := within(m.hostNS, func() error { return m.outer.install(spaces) })
+	// Should the directory go while there still is something, this says whose it was.
+	if err := os.MkdirAll(m.opt.RunDir, 0o755); err != nil {
+		return err
+	}
+	dir, err := filepath.Abs(m.opt.Dir)
+	if err != nil {
+		return err
+	}
+	if err := os.WriteFile(filepath.Join(m.opt.RunDir, m.prefix), []byte(dir), 0o644); err != nil {
+		return err
+	}
+	err = within(m.hostNS, func() error { return m.outer.install(spaces) })
 	if errors.Is(err, unix.ENOENT) { // of a kernel that lacks what a rule is made of
 		return unfit(err)
 	}
@@ -332,5 +346,11 @@ func (m *Manager) leaveHost() error {
 	}); err != nil {
 		return fmt.Errorf("remove the host's rules: %w", err)
 	}
-	return m.closeWays()
+	if err := m.closeWays(); err != nil {
+		return err
+	}
+	if err := os.Remove(filepath.Join(m.opt.RunDir, m.prefix)); err != nil && !errors.Is(err, fs.ErrNotExist) {
+		return err
+	}
+	return nil
 }

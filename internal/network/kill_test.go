@@ -17,7 +17,7 @@ import (
 
 // plan is what a server in a process of its own is told to do.
 type plan struct {
-	Dir, Host, Namespaces string
+	Dir, Host, Namespaces, Run string
 }
 
 const planVariable = "SPORE_NETWORK_TEST_PLAN"
@@ -41,7 +41,7 @@ func serveAndChurn(raw string) {
 	var p plan
 	fatal(json.Unmarshal([]byte(raw), &p))
 	ctx := context.Background()
-	m, err := New(Options{Dir: p.Dir, Host: p.Host, NamespaceDir: p.Namespaces, PoolSize: 2})
+	m, err := New(Options{Dir: p.Dir, Host: p.Host, NamespaceDir: p.Namespaces, RunDir: p.Run, PoolSize: 2})
 	fatal(err)
 	missing, err := m.Recover(ctx, []string{"stays"})
 	fatal(err)
@@ -61,7 +61,7 @@ func serveAndChurn(raw string) {
 func TestKilledServers(t *testing.T) {
 	w := newWorld(t)
 	before := w.traces()
-	p := plan{Dir: t.TempDir(), Host: w.hostPath, Namespaces: w.dir}
+	p := plan{Dir: t.TempDir(), Host: w.hostPath, Namespaces: w.dir, Run: w.runDir()}
 	raw, err := json.Marshal(p)
 	if err != nil {
 		t.Fatal(err)

@@ -6,23 +6,69 @@ import (
 	"fmt"
 	"io/fs"
 	"os"
+	"path/filepath"
+	"regexp"
 	"slices"
 	"strconv"
 	"strings"
 
 	"github.com/google/nftables"
+	"github.com/vishvananda/netlink"
+	"golang.org/x/sys/unix"
 )
 
 // Leftover is something of a network that no sandbox uses.
 type Leftover struct {
 	Kind string `json:"kind"` // namespace, link, record or table
 	Name string `json:"name"`
+	Dir  string `json:"dir,omitempty"` // of the server that has left it, when that directory is gone
 }
 
-// Leftovers lists what servers on this directory have left of networks that are neither those of keep nor in use by this manager. It
-// changes nothing and needs no Recover.
+// Leftovers lists what servers on this directory have left of networks that are neither those of keep nor in use by this manager, and
+// all that servers have left whose directory is gone, but for what a VM still uses. It changes nothing and needs no Recover.
 func (m *Manager) Leftovers(keep []string) ([]Leftover, error) {
+	mine, err := m.wanted(keep)
+	if err != nil {
+		return nil, err
+	}
+	all, err := m.leftovers(mine)
+	if err != nil {
+		return nil, err
+	}
+	orphans, err := m.orphans()
+	if err != nil {
+		return nil, err
+	}
+	for _, o := range orphans {
+		more, err := o.leftovers(o.plugged())
+		if err != nil {
+			return nil, err
+		}
+		for _, l := range more {
+			l.Dir = o.opt.Dir
+			all = append(all, l)
+		}
+	}
+	return all, nil
+}
+
+// leftovers is what there is under this manager's names, but for what is used by it or has one of the names in mine.
+func (m *Manager) leftovers(mine map[string]bool) ([]Leftover, error) {
 	found, err := m.found()
+	if err != nil {
+		return nil, err
+	}
+	tables := len(mine) == 0 && !m.up()
+	return slices.DeleteFunc(found, func(l Leftover) bool {
+		return l.Kind == kindTable && !tables || l.Kind != kindTable && (mine[l.Name] || m.has(l.Name))
+	}), nil
+}
+
+// Clean removes what Leftovers lists, and answers it. It goes on where something cannot be removed, and fails in the end.
+func (m *Manager) Clean(ctx context.Context, keep []string) ([]Leftover, error) {
+	m.recovering.Lock()
+	defer m.recovering.Unlock()
+	all, err := m.Leftovers(keep)
 	if err != nil {
 		return nil, err
 	}
@@ -30,34 +76,94 @@ func (m *Manager) Leftovers(keep []string) ([]Leftover, error) {
 	if err != nil {
 		return nil, err
 	}
-	all := slices.DeleteFunc(found, func(l Leftover) bool { return l.Kind != kindTable && mine[l.Name] || m.has(l.Name) })
-	if len(mine) > 0 || m.up() {
-		all = slices.DeleteFunc(all, func(l Leftover) bool { return l.Kind == kindTable })
+	errs := []error{m.clean(ctx, mine)}
+	orphans, err := m.orphans()
+	errs = append(errs, err)
+	for _, o := range orphans {
+		errs = append(errs, o.clean(ctx, o.plugged()))
+	}
+	return all, errors.Join(errs...)
+}
+
+// orphans are managers for what servers have left whose directories are gone.
+func (m *Manager) orphans() ([]*Manager, error) {
+	entries, err := os.ReadDir(m.opt.RunDir)
+	if errors.Is(err, fs.ErrNotExist) {
+		return nil, nil
+	}
+	if err != nil {
+		return nil, err
+	}
+	var all []*Manager
+	for _, e := range entries {
+		prefix := e.Name()
+		if prefix == m.prefix || !prefixForm.MatchString(prefix) {
+			continue
+		}
+		dir, err := os.ReadFile(filepath.Join(m.opt.RunDir, prefix))
+		if errors.Is(err, fs.ErrNotExist) {
+			continue // its server has just ended
+		}
+		if err != nil {
+			return nil, err
+		}
+		if _, err := os.Stat(string(dir)); len(dir) == 0 || !errors.Is(err, fs.ErrNotExist) {
+			continue
+		}
+		opt := m.opt
+		opt.Dir = string(dir)
+		all = append(all, newManager(opt, prefix, m.hostNS, m.host))
 	}
 	return all, nil
 }
 
-// Clean removes what Leftovers lists, and answers it. It goes on where something cannot be removed, and fails in the end.
-func (m *Manager) Clean(ctx context.Context, keep []string) ([]Leftover, error) {
-	m.recovering.Lock()
-	defer m.recovering.Unlock()
-	return m.clean(ctx, keep)
+var prefixForm = regexp.MustCompile(`^spore-[a-z2-7]{5}$`)
+
+// plugged are the names of the networks whose cable somebody holds.
+func (m *Manager) plugged() map[string]bool {
+	held := map[string]bool{}
+	entries, err := os.ReadDir(m.opt.NamespaceDir)
+	if err != nil {
+		return held // there are none
+	}
+	for _, e := range entries {
+		slot, ok := m.slotOf(e.Name())
+		if !ok {
+			continue
+		}
+		err := m.inside(newSpace(m.prefix, slot, m.slots.outer(slot)), func() error {
+			h, err := netlink.NewHandle(unix.NETLINK_ROUTE)
+			if err != nil {
+				return err
+			}
+			defer h.Close()
+			tap, err := h.LinkByName(TapName)
+			if err == nil && tap.Attrs().RawFlags&unix.IFF_LOWER_UP != 0 {
+				held[e.Name()] = true
+			}
+			return err
+		})
+		if err != nil {
+			m.log.Debug("look whether a network is in use", "network", e.Name(), "err", err)
+		}
+	}
+	return held
 }
 
-func (m *Manager) clean(ctx context.Context, keep []string) ([]Leftover, error) {
-	all, err := m.Leftovers(keep)
+func (m *Manager) clean(ctx context.Context, mine map[string]bool) error {
+	all, err := m.leftovers(mine)
 	if err != nil {
-		return nil, err
+		return err
 	}
 	known, _, err := m.records()
 	if err != nil {
-		return nil, err
+		return err
 	}
 	errs := []error{m.sweep()}
 	tables := false
 	for name := range names(all) {
 		if err := ctx.Err(); err != nil {
-			return nil, errors.Join(append(errs, err)...)
+			return errors.Join(append(errs, err)...)
 		}
 		slot, ok := m.slotOf(name)
 		if !ok {
@@ -80,7 +186,7 @@ func (m *Manager) clean(ctx context.Context, keep []string) ([]Leftover, error) 
 	if tables && errors.Join(errs...) == nil {
 		errs = append(errs, m.leaveHostAlone())
 	}
-	return all, errors.Join(errs...)
+	return errors.Join(errs...)
 }
 
 // reserve keeps a name from being used anew while what is left of it is removed; false when it is in use already.
@@ -134,7 +240,7 @@ func (m *Manager) found() ([]Leftover, error) {
 	}
 	for _, e := range entries {
 		if _, ok := m.slotOf(e.Name()); ok {
-			all = append(all, Leftover{kindNamespace, e.Name()})
+			all = append(all, Leftover{Kind: kindNamespace, Name: e.Name()})
 		}
 	}
 	links, err := m.host.LinkList()
@@ -143,7 +249,7 @@ func (m *Manager) found() ([]Leftover, error) {
 	}
 	for _, l := range links {
 		if _, ok := m.slotOf(l.Attrs().Name); ok {
-			all = append(all, Leftover{kindLink, l.Attrs().Name})
+			all = append(all, Leftover{Kind: kindLink, Name: l.Attrs().Name})
 		}
 	}
 	known, damaged, err := m.records()
@@ -151,10 +257,10 @@ func (m *Manager) found() ([]Leftover, error) {
 		return nil, err
 	}
 	for name := range known {
-		all = append(all, Leftover{kindRecord, name})
+		all = append(all, Leftover{Kind: kindRecord, Name: name})
 	}
 	for name := range damaged {
-		all = append(all, Leftover{kindRecord, name})
+		all = append(all, Leftover{Kind: kindRecord, Name: name})
 	}
 	var tables []*nftables.Table
 	if err := within(m.hostNS, func() error {
@@ -170,7 +276,7 @@ func (m *Manager) found() ([]Leftover, error) {
 	}
 	for _, t := range tables {
 		if t.Name == m.prefix {
-			all = append(all, Leftover{kindTable, t.Name})
+			all = append(all, Leftover{Kind: kindTable, Name: t.Name})
 		}
 	}
 	slices.SortFunc(all, func(a, b Leftover) int { return strings.Compare(a.Kind+a.Name, b.Kind+b.Name) })

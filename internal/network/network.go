@@ -67,6 +67,8 @@ type Options struct {
 	Owner int
 	// Host is the path of the network namespace that links lead to. "" is that of the process.
 	Host string
+	// RunDir is where servers say for which directory their names stand, until the machine restarts; "" is /run/spore/networks.
+	RunDir string
 	// NamespaceDir is where namespaces are mounted; "" is /run/netns, where ip-netns(8) looks.
 	NamespaceDir string
 }
@@ -135,6 +137,9 @@ func New(opt Options) (_ *Manager, err error) {
 			return nil, spore.Invalidf("subnet", "%s holds the guests' own addresses, %s", opt.Subnet, GuestAddress.Masked()).WithHint("such as %s", Subnets[0])
 		}
 	}
+	if opt.RunDir == "" {
+		opt.RunDir = "/run/spore/networks"
+	}
 	if opt.NamespaceDir == "" {
 		opt.NamespaceDir = "/run/netns"
 	}
@@ -148,23 +153,30 @@ func New(opt Options) (_ *Manager, err error) {
 	if err != nil {
 		return nil, err
 	}
-	m := &Manager{
-		opt: opt, log: opt.Log, prefix: prefix, outer: newOuter(prefix),
-		spaces: map[string]*space{}, attached: map[string]*space{}, turns: map[string]chan struct{}{}, slots: newSlots(Subnets[0], map[int]bool{}),
-		fill: make(chan struct{}, 1), lookAgain: time.Minute, step: func(string) error { return nil },
-	}
-	m.stopping, m.stop = context.WithCancel(context.Background())
 	path := opt.Host
 	if path == "" {
 		path = "/proc/thread-self/ns/net"
 	}
-	if m.hostNS, err = os.Open(path); err != nil {
+	hostNS, err := os.Open(path)
+	if err != nil {
 		return nil, err
 	}
+	m := newManager(opt, prefix, hostNS, nil)
 	if err := m.open(); err != nil {
 		return nil, errors.Join(explain(err), m.hostNS.Close())
 	}
 	return m, nil
+}
+
+func newManager(opt Options, prefix string, hostNS *os.File, host *netlink.Handle) *Manager {
+	m := &Manager{
+		opt: opt, log: opt.Log, prefix: prefix, outer: newOuter(prefix), hostNS: hostNS, host: host,
+		spaces: map[string]*space{}, attached: map[string]*space{}, turns: map[string]chan struct{}{},
+		slots: newSlots(Subnets[0], map[int]bool{}),
+		fill:  make(chan struct{}, 1), lookAgain: time.Minute, step: func(string) error { return nil },
+	}
+	m.stopping, m.stop = context.WithCancel(context.Background())
+	return m
 }
 
 // open talks to the kernel for the first time, and so finds out whether it has the parts and the process the right.

@@ -54,7 +54,7 @@ func (m *Manager) dropRecord(name string) error {
 // records are all namespaces that are known on disk, by name. One whose record cannot be read is there with its error.
 func (m *Manager) records() (map[string]record, map[string]error, error) {
 	entries, err := os.ReadDir(m.opt.Dir)
-	if err != nil {
+	if err != nil && !errors.Is(err, fs.ErrNotExist) {
 		return nil, nil, err
 	}
 	known, damaged := map[string]record{}, map[string]error{}

@@ -73,7 +73,7 @@ func (m *Manager) recover(ctx context.Context, keep []string) (map[string]error,
 	if err := m.takeOver(kept, missing); err != nil {
 		return nil, err
 	}
-	if _, err := m.clean(ctx, nil); err != nil {
+	if err := m.clean(ctx, nil); err != nil {
 		return nil, err
 	}
 	return missing, nil

@@ -332,6 +332,48 @@ func TestCloseKeeps(t *testing.T) {
 	}
 }
 
+// What a server has left whose directory is gone is removed by any other that is told to clean, but for what a VM uses.
+func TestOrphans(t *testing.T) {
+	w := newWorld(t)
+	before := w.traces()
+	dir := filepath.Join(t.TempDir(), "gone")
+	dead := w.manager(dir, func(o *Options) { o.PoolSize = 1 })
+	if _, err := dead.Recover(t.Context(), nil); err != nil {
+		t.Fatal(err)
+	}
+	used := mustAttach(t, dead, "used", spore.Egress{})
+	mustAttach(t, dead, "unused", spore.Egress{})
+	g := w.plug(used)
+	if err := g.ping(publicA, patience); err != nil {
+		t.Fatal(err)
+	}
+	die(t, dead)
+	m := w.serving()
+	if left, err := m.Leftovers(nil); err != nil || len(left) > 0 {
+		t.Errorf("while the directory is there: %v, %v", left, err)
+	}
+	if err := os.RemoveAll(dir); err != nil {
+		t.Fatal(err)
+	}
+	removed, err := m.Clean(t.Context(), nil)
+	if err != nil || len(removed) < 2 || removed[0].Dir != dir || strings.Contains(fmt.Sprint(removed), used.Name) {
+		t.Errorf("removed %v, %v", removed, err)
+	}
+	if err := g.ping(publicA, patience); err != nil {
+		t.Errorf("what a VM uses: %v", err)
+	}
+	g.stop()
+	if _, err := m.Clean(t.Context(), nil); err != nil {
+		t.Error(err)
+	}
+	if err := m.Close(); err != nil {
+		t.Error(err)
+	}
+	if after := w.traces(); after != before {
+		t.Errorf("left behind:\n%s\nthere was:\n%s", after, before)
+	}
+}
+
 func FuzzRecord(f *testing.F) {
 	good, err := json.Marshal(record{Slot: 7, Outer: netip.MustParseAddr("198.19.0.14"), ID: "a", Network: isolated(names1), Limits: spore.Limits{NetworkInMbps: 5}})
 	if err != nil {

@@ -228,7 +228,7 @@ func serveZone(t testing.TB, pc net.PacketConn, zone map[string]netip.Addr) {
 // manager makes a manager on the world's host, with the internet's names, that is taken away when the test ends.
 func (w *world) manager(dir string, change ...func(*Options)) *Manager {
 	w.t.Helper()
-	opt := Options{Dir: dir, Log: slog.New(slog.NewTextHandler(logWriter{w.t}, nil)), Host: w.hostPath, NamespaceDir: w.dir}
+	opt := Options{Dir: dir, Log: slog.New(slog.NewTextHandler(logWriter{w.t}, nil)), Host: w.hostPath, NamespaceDir: w.dir, RunDir: w.runDir()}
 	for _, c := range change {
 		c(&opt)
 	}
@@ -249,6 +249,8 @@ func (w *world) serving(change ...func(*Options)) *Manager {
 	}
 	return m
 }
+
+func (w *world) runDir() string { return w.dir + "-run" }
 
 func closeAll(t testing.TB, m *Manager) {
 	t.Helper()
@@ -334,6 +336,12 @@ func (w *world) traces() string {
 	}
 	for _, e := range entries {
 		all = append(all, "namespace "+e.Name())
+	}
+	if entries, err = os.ReadDir(w.runDir()); err != nil && !errors.Is(err, os.ErrNotExist) {
+		w.t.Fatal(err)
+	}
+	for _, e := range entries {
+		all = append(all, "note "+e.Name())
 	}
 	mounts, err := os.ReadFile("/proc/self/mountinfo")
 	if err != nil {
