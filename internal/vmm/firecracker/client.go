@@ -9,7 +9,6 @@ import (
 	"io"
 	"net"
 	"net/http"
-	"syscall"
 )
 
 // maxAnswer bounds what is read of an answer: a VMM that was taken over by its guest may say anything.
@@ -85,17 +84,12 @@ func (c *client) do(ctx context.Context, method, path string, in, out any) error
 	return nil
 }
 
-// transportError tells a caller that gave up from a process that is gone.
+// transportError tells a caller that gave up from a process that does not answer.
 func transportError(ctx context.Context, method, path string, err error) error {
 	if ctx.Err() != nil {
 		return ctx.Err()
 	}
-	for _, gone := range []error{io.EOF, io.ErrUnexpectedEOF, syscall.ECONNRESET, syscall.ECONNREFUSED, syscall.EPIPE, syscall.ENOENT} {
-		if errors.Is(err, gone) {
-			return fmt.Errorf("%w (%s %s): %w", errHungUp, method, path, err)
-		}
-	}
-	return fmt.Errorf("firecracker: %s %s: %w", method, path, err)
+	return fmt.Errorf("%w (%s %s): %w", errHungUp, method, path, err)
 }
 
 // faultMessage reads the body of a refusal.

@@ -331,6 +331,18 @@ func TestJailerMissing(t *testing.T) {
 	}
 }
 
+func TestJailOnNodev(t *testing.T) {
+	needRoot(t)
+	e := doubleEngine(t, "", nil)
+	cfg := tinyConfig(t)
+	must(t, unix.Mount("tmpfs", cfg.Dir, "tmpfs", unix.MS_NODEV, ""))
+	defer func() { must(t, unix.Unmount(cfg.Dir, 0)) }()
+	_, err := e.Boot(t.Context(), cfg)
+	if spore.CodeOf(err) != spore.CodeUnsupported || !strings.Contains(err.Error(), "nodev") {
+		t.Errorf("%v", err)
+	}
+}
+
 func TestStartFailureSaysWhy(t *testing.T) {
 	needRoot(t)
 	b := fcdouble.Build(t, fcdouble.Options{})

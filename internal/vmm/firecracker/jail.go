@@ -151,6 +151,9 @@ func (e *Engine) launch(ctx context.Context, b *Binary, work string, nic *vmm.NI
 		if err := e.canJail(b); err != nil {
 			return nil, err
 		}
+		if err := canHold(work); err != nil {
+			return nil, err
+		}
 		j.uid = uidFor(e.opts.UIDBase, j.id)
 	}
 	logs, err := j.start(e, nic, fileSize)
@@ -177,6 +180,21 @@ func (e *Engine) canJail(b *Binary) error {
 	case b.Jailer == "":
 		return spore.Errorf(spore.CodeUnsupported, "there is no jailer beside %s", b.Firecracker).
 			WithHint("install the jailer of the same release in the same directory, or start the server with the option to do without it")
+	}
+	return nil
+}
+
+// canHold looks whether a jail works on a file system: the jailer puts the program and its devices there.
+func canHold(dir string) error {
+	var fs unix.Statfs_t
+	if err := unix.Statfs(dir, &fs); err != nil {
+		return fmt.Errorf("firecracker: %w", err)
+	}
+	for flag, name := range map[int64]string{unix.ST_NODEV: "nodev", unix.ST_NOEXEC: "noexec"} {
+		if fs.Flags&flag != 0 {
+			return spore.Errorf(spore.CodeUnsupported, "a jailed VM cannot live in %s: its file system is mounted with %s", dir, name).
+				WithHint("mount the data directory's file system without %s", name)
+		}
 	}
 	return nil
 }

@@ -15,7 +15,6 @@ import (
 	"os"
 
 	"github.com/klauspost/compress/zstd"
-	"github.com/ulikunitz/xz"
 	"github.com/ulikunitz/xz/lzma"
 
 	spore "github.com/sporevm/spore"
@@ -242,10 +241,6 @@ func openZstd(r io.Reader) (io.Reader, error) {
 		return nil, err
 	}
 	return d.IOReadCloser(), nil
-}
-
-func openXZ(r io.Reader) (io.Reader, error) {
-	return xz.ReaderConfig{SingleStream: true}.NewReader(r)
 }
 
 func openLZMA(r io.Reader) (io.Reader, error) { return lzma.NewReader(r) }
