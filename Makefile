@@ -31,9 +31,21 @@ build: deps ## build bin/spore and bin/spore-init
 	@$(BUILD) -ldflags='-s -w' -o bin/spore ./cmd/spore
 
 .PHONY: test
-test: build lint testbed ## everything: lint, unit and VM tests, KVM lab
-	go test -race -timeout 40m ./...
+test: build lint testbed ## everything: lint, unit and VM tests, simulation, KVM lab
+	@$(MAKE) -j2 units servers
 	@$(MAKE) simulate lab
+
+# Whole servers and their VMs, for which most of the time goes; every package that is in them has tests of its own with the race
+# detector. Beside them the others run, one at a time, so that two processors are busy and no more.
+SERVERS := ./internal/daemon ./internal/bench
+
+.PHONY: units
+units: ## the tests of single packages, with the race detector
+	go test -race -p 1 -timeout 40m $$(go list ./... | grep -vFx "$$(go list $(SERVERS))")
+
+.PHONY: servers
+servers: ## the tests of whole servers
+	go test -p 1 -timeout 40m $(SERVERS)
 
 .PHONY: lint
 lint: $(STATICCHECK) $(DEPGUARD) ## gofmt, vet, staticcheck, and the floors of the house
