@@ -92,3 +92,21 @@ func TestWiring(t *testing.T) {
 		s.want(2, args...)
 	}
 }
+
+func TestHeldSnapshot(t *testing.T) {
+	s := newShell(t)
+	s.svc.AddTemplate("web")
+	id := strings.TrimSpace(s.want(0, "sandbox", "create", "web", "-q").out)
+	o := s.want(0, "snapshot", "create", id, "--name", "held", "-q", "--while-paused", "echo of $SPORE_SANDBOX_ID, $SPORE_SNAPSHOT_ID")
+	snap := strings.TrimSpace(o.out)
+	if o.errOut != "of "+id+", "+snap+"\n" {
+		t.Errorf("the command said %q", o.errOut)
+	}
+	if o := s.want(1, "snapshot", "create", id, "--name", "broken", "--while-paused", "exit 3"); !strings.Contains(o.errOut, "exit status 3") {
+		t.Errorf("a command that fails: %s", o.errOut)
+	}
+	if o := s.want(0, "snapshot", "ls", "-q"); o.out != snap+"\n" {
+		t.Errorf("there are\n%s", o.out)
+	}
+	s.want(2, "snapshot", "create", id, "--while-paused", "true", "--pause-limit", "1h")
+}

@@ -175,6 +175,7 @@ func openNode(ctx context.Context, cfg Config, dir *dataDir, nets *networks) (_ 
 	if err != nil {
 		return nil, nil, err
 	}
+	nets.fit(name)
 	governor, noGovernor, err := openGovernor(ctx, dir)
 	if err != nil {
 		return nil, nil, err

@@ -47,6 +47,14 @@ func openNetworks(cfg Config, dir *dataDir) (*networks, error) {
 	return n, nil
 }
 
+// fit leaves out the ways in which an engine cannot connect its VMs.
+func (n *networks) fit(engine string) {
+	if engine == EngineFirecracker {
+		delete(n.by, spore.NetworkUser)
+		n.no[spore.NetworkUser] = spore.Errorf(spore.CodeUnsupported, "Firecracker takes traffic from TAP devices only")
+	}
+}
+
 func (n *networks) Close() error {
 	if n.isolated == nil {
 		return nil

@@ -24,6 +24,9 @@ func throttle(cfg *vmm.Config, l spore.Limits) {
 // govern bounds the processor time of a VM that runs.
 func (n *Node) govern(ctx context.Context, m *machine, cpus float64) error {
 	if n.opt.Governor != nil {
+		n.mu.Lock()
+		m.owner.Governed = true
+		n.mu.Unlock()
 		return n.opt.Governor.Govern(ctx, m.id, m.vm.PID(), cpus)
 	}
 	if cpus == 0 {
@@ -61,7 +64,7 @@ func (n *Node) Adjust(ctx context.Context, s *spore.Sandbox) error {
 		return err
 	}
 	n.mu.Lock()
-	m.owner.Network, m.owner.Limits, m.owner.Config = now.Network, now.Limits, now.Config
+	m.owner.Network, m.owner.Limits, m.owner.Config, m.owner.Governed = now.Network, now.Limits, now.Config, now.Governed
 	n.mu.Unlock()
 	return nil
 }
@@ -104,6 +107,7 @@ func (n *Node) adjust(ctx context.Context, m *machine, now owner, s *spore.Sandb
 	}
 	next := now
 	next.Network, next.Limits = s.Network, s.Limits
+	next.Governed = now.Governed || now.Limits.CPUs != 0 || s.Limits.CPUs != 0
 	throttle(&next.Config, s.Limits)
 	return next, writeOwner(n.machineDir(m.id), next)
 }

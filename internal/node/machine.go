@@ -30,6 +30,8 @@ type owner struct {
 
 	Network spore.Network `json:"network,omitzero"` // that it is connected to
 	Limits  spore.Limits  `json:"limits,omitzero"`
+	// Governed is whether its processor time was ever bounded: then there is something to remove with it.
+	Governed bool `json:"governed,omitempty"`
 }
 
 const (

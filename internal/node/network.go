@@ -118,7 +118,7 @@ func (n *Node) unplug(ctx context.Context, id string, o owner) error {
 		delete(n.links, id)
 		n.mu.Unlock()
 	}
-	if o.Limits.CPUs != 0 && n.opt.Governor != nil {
+	if (o.Governed || o.Limits.CPUs != 0) && n.opt.Governor != nil {
 		return n.opt.Governor.Release(ctx, id)
 	}
 	return nil

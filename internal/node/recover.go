@@ -107,7 +107,7 @@ func (r *recovery) settle(ctx context.Context, id string) {
 		return
 	}
 	o.Config.ID = id
-	m := n.newMachine(id, n.dead(id), owner{Config: o.Config, Shape: o.Shape, Network: o.Network, Limits: o.Limits})
+	m := n.newMachine(id, n.dead(id), owner{Config: o.Config, Shape: o.Shape, Network: o.Network, Limits: o.Limits, Governed: o.Governed})
 	if err := n.end(ctx, m); err != nil {
 		n.log.Error("a VM that is nobody's does not end", "vm", id, "err", err)
 		r.mu.Lock()
