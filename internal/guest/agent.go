@@ -120,17 +120,34 @@ func (a *Agent) connected(ctx context.Context) (*link.Session, error) {
 	}
 }
 
+// A guest that was just thawed or resumed may end connections that were made a moment too early, so one that was cut off is
+// made again, so many times.
+const (
+	redials    = 10
+	redialWait = 20 * time.Millisecond
+)
+
 func (a *Agent) redial(ctx context.Context) (*link.Session, error) {
-	control, err := a.dial(ctx, portControl)
-	if err != nil {
-		return nil, err
+	for try := 1; ; try++ {
+		control, err := a.dial(ctx, portControl)
+		if err != nil {
+			return nil, err
+		}
+		data, err := a.dial(ctx, portData)
+		if err != nil {
+			control.Close()
+			return nil, err
+		}
+		s, err := link.Open(ctx, control, data)
+		if err == nil || ctx.Err() != nil || try == redials {
+			return s, err
+		}
+		select {
+		case <-time.After(time.Duration(try) * redialWait):
+		case <-ctx.Done():
+			return nil, err
+		}
 	}
-	data, err := a.dial(ctx, portData)
-	if err != nil {
-		control.Close()
-		return nil, err
-	}
-	return link.Open(ctx, control, data)
 }
 
 func unreachable(err error) error {

@@ -22,14 +22,15 @@ func limiter(l vmm.DriveLimits) *rateLimiter {
 	return &rateLimiter{Bandwidth: bucket(l.BytesPerSecond), Ops: bucket(l.OpsPerSecond)}
 }
 
-// bucket holds what may come in one go, about a tenth of a second's worth.
+// bucket holds what may come in one go, about a fifth of a second's worth. Firecracker looks at its buckets ten times a
+// second, when they are used up: one that held less would run over in between, and what runs over is lost to the guest.
 func bucket(perSecond int64) *tokenBucket {
 	if perSecond == 0 {
 		return &tokenBucket{}
 	}
-	size := max(perSecond/10, 1)
+	size := max(perSecond/5, 1)
 	if perSecond >= 1000 {
-		return &tokenBucket{Size: size, RefillTime: 100}
+		return &tokenBucket{Size: size, RefillTime: 200}
 	}
 	return &tokenBucket{Size: size, RefillTime: (size*1000 + perSecond/2) / perSecond}
 }

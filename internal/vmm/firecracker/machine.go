@@ -65,12 +65,9 @@ func (m *machine) follow() {
 	go func() {
 		<-m.jail.proc.done
 		m.jail.drain()
+		m.hangUp()
 		m.mu.Lock()
 		m.running = false
-		for _, conn := range m.ports {
-			conn.Close()
-		}
-		clear(m.ports)
 		m.err = m.reason()
 		released, claims := m.released, m.claims
 		m.claims = nil
@@ -302,11 +299,8 @@ func (m *machine) Release() error {
 		return nil
 	}
 	m.released = true
-	for _, conn := range m.ports {
-		conn.Close()
-	}
-	clear(m.ports)
 	m.mu.Unlock()
+	m.hangUp()
 	errs := []error{m.closeMemory(), m.jail.letGo()}
 	if p := m.pageServer(); p != nil {
 		errs = append(errs, p.Release())

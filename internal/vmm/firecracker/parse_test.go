@@ -271,7 +271,7 @@ func FuzzHandshake(f *testing.F) {
 }
 
 func TestBuckets(t *testing.T) {
-	for perSecond, want := range map[int64]tokenBucket{0: {}, 5: {1, 200}, 100: {10, 100}, 999: {99, 99}, 1000: {100, 100}, 10 << 20: {1 << 20, 100}} {
+	for perSecond, want := range map[int64]tokenBucket{0: {}, 5: {1, 200}, 100: {20, 200}, 999: {199, 199}, 1000: {200, 200}, 10 << 20: {2 << 20, 200}} {
 		if got := *bucket(perSecond); got != want {
 			t.Errorf("%d: %+v", perSecond, got)
 		}

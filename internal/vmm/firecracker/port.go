@@ -64,6 +64,16 @@ func (m *machine) DialPort(ctx context.Context, port string) (net.Conn, error) {
 	return conn, nil
 }
 
+// hangUp closes all connections to the guest's ports.
+func (m *machine) hangUp() {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	for _, conn := range m.ports {
+		conn.Close()
+	}
+	clear(m.ports)
+}
+
 // dialNow connects to a guest that runs and listens; nil when it does not, or not soon.
 func (m *machine) dialNow(ctx context.Context, number int) net.Conn {
 	if m.State() != vmm.StateRunning {

@@ -52,6 +52,8 @@ func (m *machine) snapshot(ctx context.Context) (payload []byte, err error) {
 		return nil, m.settle(err)
 	}
 	m.saved = true
+	// The snapshot has cut the guest off, which this side would only learn once it sends something.
+	m.hangUp()
 	if m.pageServer() != nil {
 		if err := m.ownDiff(); err != nil {
 			return nil, err

@@ -10,9 +10,9 @@ import (
 	"syscall"
 
 	spore "github.com/sporevm/spore"
-	"github.com/sporevm/spore/internal/vmm/vmlinux"
 	"github.com/sporevm/spore/internal/vmm"
 	"github.com/sporevm/spore/internal/vmm/foreign"
+	"github.com/sporevm/spore/internal/vmm/vmlinux"
 )
 
 const guestCID = 3 // of every VM: they share nothing, and a snapshot keeps it
