@@ -15,6 +15,7 @@ import (
 	"os"
 	"regexp"
 	"sync"
+	"time"
 
 	spore "github.com/sporevm/spore"
 	"github.com/sporevm/spore/internal/vmm"
@@ -71,6 +72,8 @@ type Engine struct {
 	log  *slog.Logger
 	pool *pool
 
+	trialSilence, trialTime time.Duration
+
 	mu      sync.Mutex
 	known   map[string]*Binary // by path
 	verdict *verdict
@@ -100,7 +103,7 @@ func New(opts Options) (*Engine, error) {
 	if opts.Logger == nil {
 		opts.Logger = slog.Default()
 	}
-	e := &Engine{opts: opts, log: opts.Logger}
+	e := &Engine{opts: opts, log: opts.Logger, trialSilence: trialSilence, trialTime: trialTime}
 	e.pool = newPool(e)
 	return e, nil
 }

@@ -121,7 +121,7 @@ var signs = [][]byte{[]byte("as init process"), []byte("Unable to mount root fs"
 
 // trial boots a small guest and waits for a sign of life.
 func (e *Engine) trial(ctx context.Context, p platform) (err error) {
-	ctx, cancel := context.WithTimeout(ctx, trialTime)
+	ctx, cancel := context.WithTimeout(ctx, e.trialTime)
 	defer cancel()
 	dir, err := os.MkdirTemp("", "spore-fc-")
 	if err != nil {
@@ -138,7 +138,7 @@ func (e *Engine) trial(ctx context.Context, p platform) (err error) {
 	defer func() { err = errors.Join(err, m.Kill(context.Background())) }()
 	tick := time.NewTicker(20 * time.Millisecond)
 	defer tick.Stop()
-	silent := time.NewTimer(trialSilence)
+	silent := time.NewTimer(e.trialSilence)
 	defer silent.Stop()
 	var before []byte
 	for {
@@ -148,7 +148,7 @@ func (e *Engine) trial(ctx context.Context, p platform) (err error) {
 		}
 		if !bytes.Equal(text, before) {
 			before = text
-			silent.Reset(trialSilence)
+			silent.Reset(e.trialSilence)
 		}
 		for _, sign := range signs {
 			if bytes.Contains(text, sign) {
@@ -159,9 +159,9 @@ func (e *Engine) trial(ctx context.Context, p platform) (err error) {
 		case <-m.Done():
 			return fmt.Errorf("a guest ended in its boot: %s", m.jail.lastWords())
 		case <-silent.C:
-			return fmt.Errorf("a guest got stuck in its boot, silent for %s; last it said: %q", trialSilence, lastLines(text, 1))
+			return fmt.Errorf("a guest got stuck in its boot, silent for %s; last it said: %q", e.trialSilence, lastLines(text, 1))
 		case <-ctx.Done():
-			return fmt.Errorf("a guest did not get through its boot in %s; last it said: %q", trialTime, lastLines(text, 1))
+			return fmt.Errorf("a guest did not get through its boot in %s; last it said: %q", e.trialTime, lastLines(text, 1))
 		case <-tick.C:
 		}
 	}

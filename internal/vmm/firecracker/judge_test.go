@@ -1,0 +1,49 @@
+package firecracker
+
+import (
+	"os"
+	"path/filepath"
+	"strings"
+	"testing"
+	"time"
+
+	spore "github.com/sporevm/spore"
+)
+
+// The trial is bounded, remembered until the binary changes, and obeyed.
+func TestTrial(t *testing.T) {
+	needRoot(t)
+	dir := t.TempDir()
+	open := func() *Engine {
+		e := doubleEngine(t, "", func(o *Options) { o.StateDir, o.Kernel = dir, tinyKernel(t) })
+		e.trialSilence, e.trialTime = 200*time.Millisecond, time.Second
+		return e
+	}
+	_, err := open().Probe(t.Context()) // the stand-in's guest is no kernel that says it came through
+	if spore.CodeOf(err) != spore.CodeUnsupported || !strings.Contains(err.Error(), "in its boot") {
+		t.Fatalf("%v", err)
+	}
+	text, err := os.ReadFile(filepath.Join(dir, nameVerdict))
+	must(t, err)
+	v, ok := parseVerdict(text)
+	if !ok || v.Works || v.Reason == "" {
+		t.Fatalf("%s", text)
+	}
+	v.Reason = "the dog ate it"
+	must(t, open().remember(v))
+	if _, err := open().Probe(t.Context()); err == nil || !strings.Contains(err.Error(), "the dog ate it") {
+		t.Errorf("the trial is not remembered: %v", err)
+	}
+	e := open()
+	v.Works, v.Reason = true, ""
+	must(t, e.remember(v))
+	if info, err := e.Probe(t.Context()); err != nil || info.Accel != "kvm" {
+		t.Errorf("%+v, %v", info, err)
+	}
+	e = open()
+	v.Mtime++ // of a binary that was replaced
+	must(t, e.remember(v))
+	if _, err := e.Probe(t.Context()); spore.CodeOf(err) != spore.CodeUnsupported {
+		t.Errorf("a verdict on another binary is obeyed: %v", err)
+	}
+}
