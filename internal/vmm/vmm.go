@@ -155,7 +155,7 @@ type VM interface {
 	Resume(ctx context.Context) error // idempotent
 
 	// SaveState writes vCPU and device state, without memory, to out. The VM must be paused; it stays paused and can
-	// be resumed.
+	// be resumed. It may end the connections of DialPort: an engine whose guests are cut off by it closes them.
 	SaveState(ctx context.Context, out *os.File) error
 
 	// Memory shows guest RAM from outside. It stays valid until the VM exits.
