@@ -23,7 +23,8 @@ type rig struct {
 	dir    string
 	engine vmm.Engine
 	pool   int
-	disk   *space // what the guard takes the disk for; nil: what it is
+	cables *cables // nil: it has no networks, and bounds no processor time
+	disk   *space  // what the guard takes the disk for; nil: what it is
 }
 
 func newRig(t *testing.T, engine vmm.Engine, pool int) *rig {
@@ -66,10 +67,14 @@ func (r *rig) open(t *testing.T) {
 	must(t, err)
 	states, err := frozen.Open(filepath.Join(r.dir, "frozen"), frozen.Options{Log: quiet})
 	must(t, err)
-	r.Node, err = Open(t.Context(), Options{
+	opt := Options{
 		ID: "here", DataDir: r.dir, Engine: r.engine, Images: images, Frozen: states, Pool: r.pool, Logger: quiet,
 		Kernels: kernel.Open(filepath.Join(r.dir, "kernels")),
-	})
+	}
+	if r.cables != nil {
+		opt.Networks, opt.Governor = map[spore.NetworkMode]Networks{spore.NetworkUser: r.cables}, governor{r.cables}
+	}
+	r.Node, err = Open(t.Context(), opt)
 	must(t, err)
 	really := r.guard.measure
 	r.guard.measure = func() (space, error) {
