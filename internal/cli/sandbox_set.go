@@ -20,7 +20,8 @@ func (a *app) sandboxSet() *cobra.Command {
 		Short: "Change what a sandbox may reach, its limits and its labels, while it runs",
 		Long: `Change what a sandbox may reach, its limits and its labels. What is not named stays as it is. A list that is given takes
 the place of the one before; the word none takes all away. A limit of 0 is no limit. When the sandbox cannot be changed as asked,
-nothing is. What a paused sandbox is given holds from when it is resumed.`,
+nothing is. What a paused sandbox is given holds from when it is resumed. A proxy may be reached at once, and is named to commands
+from the next resume or rollback on.`,
 		Example: `  spore sandbox set s0a1b2c3d4e5f60718293 --internet off --allow-domain example.com
   spore sandbox set s0a1b2c3d4e5f60718293 --cpus 0.5 --disk-mbps 0
   spore sandbox set s0a1b2c3d4e5f60718293 --label team=red --unlabel trial`,
