@@ -70,7 +70,7 @@ bench: build ## measure, beside the floors, into bench/results
 	@bench/run.sh
 
 .PHONY: lab
-lab: build ## engines and lifecycles on a KVM that works (STEPS=kvm,engine,lifecycle,versions; SPORE_FIRECRACKER_DIR=DIR)
+lab: build ## engines and lifecycles on a KVM that works (STEPS=kvm,engine,lifecycle,network,versions; SPORE_FIRECRACKER_DIR=DIR)
 	go test -tags lab -count=1 -timeout 60m -v ./lab -steps='$(STEPS)'
 
 .PHONY: simulate

@@ -47,12 +47,14 @@ func steps(t *testing.T) []step {
 		{"kvm", "kvm.sh", func(*testing.T, cargo) {}},
 		{"engine", "engine.sh", loadEngine},
 		{"lifecycle", "lifecycle.sh", loadLifecycle},
+		{"network", "network.sh", loadLifecycle},
 	}
 	named := firecrackers(t)
 	for _, f := range named {
+		whole := func(t *testing.T, c cargo) { loadLifecycle(t, c); f.put(t, c) }
 		all = append(all,
 			step{"engine-" + f.name, "firecracker.sh", func(t *testing.T, c cargo) { loadFirecracker(t, c, f) }},
-			step{"lifecycle-" + f.name, "lifecycle.sh", func(t *testing.T, c cargo) { loadLifecycle(t, c); f.put(t, c) }})
+			step{"lifecycle-" + f.name, "lifecycle.sh", whole}, step{"network-" + f.name, "network.sh", whole})
 	}
 	if len(named) > 1 {
 		all = append(all, step{"versions", "versions.sh", func(t *testing.T, c cargo) {
@@ -65,7 +67,7 @@ func steps(t *testing.T) []step {
 	return slices.DeleteFunc(all, func(s step) bool { return !chosen(s.name) })
 }
 
-var only = flag.String("steps", "", "the steps to run, such as kvm,engine; engine and lifecycle stand for those of every engine; all when empty")
+var only = flag.String("steps", "", "the steps to run, such as kvm,engine; engine, lifecycle and network stand for those of every engine; all when empty")
 
 func chosen(step string) bool {
 	group, _, _ := strings.Cut(step, "-")
