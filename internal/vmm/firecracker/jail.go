@@ -331,10 +331,27 @@ func (j *jail) poll(ctx context.Context) error {
 	}
 }
 
+// atRoot gives the root directory's descriptor, which stays open meanwhile, to fn. It fails once the jail was let go of.
+func (j *jail) atRoot(fn func(dir int) error) error {
+	raw, err := j.rootDir.SyscallConn()
+	if err != nil {
+		return errGone // closed, since there is no other reason
+	}
+	var inner error
+	if err := raw.Control(func(fd uintptr) { inner = fn(int(fd)) }); err != nil {
+		return errGone
+	}
+	return inner
+}
+
 // dial connects to a socket in the root. What the jail's inmate may have put there instead of the socket is not
 // followed.
 func (j *jail) dial(ctx context.Context, name string) (net.Conn, error) {
-	fd, err := unix.Openat(int(j.rootDir.Fd()), name, unix.O_PATH|unix.O_NOFOLLOW|unix.O_CLOEXEC, 0)
+	fd := -1
+	err := j.atRoot(func(dir int) (err error) {
+		fd, err = unix.Openat(dir, name, unix.O_PATH|unix.O_NOFOLLOW|unix.O_CLOEXEC, 0)
+		return err
+	})
 	if err != nil {
 		return nil, fmt.Errorf("firecracker: %s: %w", name, err)
 	}

@@ -74,15 +74,16 @@ func (j *jail) makeNode(f exposure, rdev uint64) error {
 	if f.readOnly {
 		mode = unix.S_IFBLK | 0o440
 	}
-	dir := int(j.rootDir.Fd())
-	if err := unix.Mknodat(dir, f.name, mode, int(rdev)); err != nil {
-		return fmt.Errorf("firecracker: make a node for %s: %w", f.path, err)
-	}
-	// By its group, not by its owner: an owner could give itself more.
-	err := unix.Fchownat(dir, f.name, 0, j.uid, unix.AT_SYMLINK_NOFOLLOW)
-	if err == nil {
-		err = unix.Fchmodat(dir, f.name, mode&0o777, 0) // whatever the server's umask is
-	}
+	err := j.atRoot(func(dir int) error {
+		if err := unix.Mknodat(dir, f.name, mode, int(rdev)); err != nil {
+			return err
+		}
+		// By its group, not by its owner: an owner could give itself more.
+		if err := unix.Fchownat(dir, f.name, 0, j.uid, unix.AT_SYMLINK_NOFOLLOW); err != nil {
+			return err
+		}
+		return unix.Fchmodat(dir, f.name, mode&0o777, 0) // whatever the server's umask is
+	})
 	if err != nil {
 		return fmt.Errorf("firecracker: make a node for %s: %w", f.path, err)
 	}
@@ -91,11 +92,17 @@ func (j *jail) makeNode(f exposure, rdev uint64) error {
 
 // makeTarget makes an empty file to mount on.
 func (j *jail) makeTarget(name string) error {
-	fd, err := unix.Openat(int(j.rootDir.Fd()), name, unix.O_CREAT|unix.O_EXCL|unix.O_WRONLY|unix.O_NOFOLLOW|unix.O_CLOEXEC, 0o400)
+	err := j.atRoot(func(dir int) error {
+		fd, err := unix.Openat(dir, name, unix.O_CREAT|unix.O_EXCL|unix.O_WRONLY|unix.O_NOFOLLOW|unix.O_CLOEXEC, 0o400)
+		if err != nil {
+			return err
+		}
+		return unix.Close(fd)
+	})
 	if err != nil {
 		return diskError("make a file to mount on", err)
 	}
-	return unix.Close(fd)
+	return nil
 }
 
 // attachment is a mount that hangs nowhere yet, and where it is to go.
@@ -220,8 +227,7 @@ func onOwnThread(fn func() error) error {
 // makeScratch gives Firecracker a directory to write to: in memory where it has a jail, since it insists on bringing
 // what it writes to the medium, and a paused guest would wait for that.
 func (j *jail) makeScratch() error {
-	dir := int(j.rootDir.Fd())
-	if err := unix.Mkdirat(dir, nameScratch, 0o700); err != nil {
+	if err := j.atRoot(func(dir int) error { return unix.Mkdirat(dir, nameScratch, 0o700) }); err != nil {
 		return diskError("make the VM's directory", err)
 	}
 	if !j.jailed {
@@ -255,7 +261,10 @@ func (j *jail) openRoot() (int, error) {
 	if j.jailed {
 		root, err = unix.Open(fmt.Sprintf("/proc/%d/root", j.proc.pid), unix.O_PATH|unix.O_DIRECTORY|unix.O_CLOEXEC, 0)
 	} else {
-		root, err = unix.Openat(int(j.rootDir.Fd()), ".", unix.O_PATH|unix.O_DIRECTORY|unix.O_CLOEXEC, 0)
+		err = j.atRoot(func(dir int) (err error) {
+			root, err = unix.Openat(dir, ".", unix.O_PATH|unix.O_DIRECTORY|unix.O_CLOEXEC, 0)
+			return err
+		})
 	}
 	if j.proc.ended() { // else it is not another process's
 		if err == nil {
