@@ -161,7 +161,8 @@ type VM interface {
 	// Memory shows guest RAM from outside. It stays valid until the VM exits.
 	Memory() (Memory, error)
 
-	// DialPort opens the host's end of an agent port. A second dial of one port replaces the first.
+	// DialPort opens the host's end of an agent port. A second dial of one port replaces the first. A guest that was just thawed may
+	// hang up on whoever comes first: what counts is what the guest answers, and who is hung up on dials again.
 	DialPort(ctx context.Context, port string) (net.Conn, error)
 
 	// Console is what the guest wrote to its serial console so far, at most the last limit bytes.

@@ -206,41 +206,58 @@ type talk struct {
 }
 
 // greet connects and waits until the guest answers. What a guest said to someone before is passed over: each greeting
-// has a word of its own. A guest in its boot may lose what it is sent, so it is asked until it answers.
+// has a word of its own. A guest in its boot may lose what it is sent, so it is asked until it answers; one that was just thawed may
+// hang up, and is dialled again.
 func greet(t testing.TB, vm vmm.VM) *talk {
 	t.Helper()
 	ctx, cancel := context.WithTimeout(context.Background(), patience)
 	defer cancel()
+	for {
+		g, err := greetOnce(ctx, t, vm)
+		if err == nil {
+			return g
+		}
+		select {
+		case <-vm.Done():
+			t.Fatalf("control port: %v (the VM's end: %v)", err, vm.Err())
+		case <-ctx.Done():
+			text, _ := vm.Console(2000)
+			t.Fatalf("the guest does not answer: %v; console:\n%s", err, text)
+		case <-time.After(20 * time.Millisecond):
+		}
+	}
+}
+
+// greetOnce talks on one connection until the guest answers or it ends.
+func greetOnce(ctx context.Context, t testing.TB, vm vmm.VM) (*talk, error) {
+	t.Helper()
 	conn, err := vm.DialPort(ctx, vmm.PortControl)
 	if err != nil {
 		t.Fatalf("DialPort: %v", err)
 	}
 	t.Cleanup(func() { conn.Close() })
 	g := &talk{t: t, conn: conn, in: bufio.NewReader(conn)}
-	for {
+	for ctx.Err() == nil {
 		word := fmt.Sprintf("hello-%d", serial.Add(1))
 		if _, err := io.WriteString(conn, "\n"+word+"\n"); err != nil {
-			t.Fatalf("control port: %v", err)
+			return nil, err
 		}
 		must(t, conn.SetReadDeadline(time.Now().Add(time.Second)))
 		for {
 			line, err := g.in.ReadString('\n')
 			if strings.TrimSpace(line) == word {
 				must(t, conn.SetReadDeadline(time.Now().Add(patience)))
-				return g
+				return g, nil
 			}
-			if err != nil && !os.IsTimeout(err) {
-				t.Fatalf("control port: %v (the VM's end: %v)", err, vm.Err())
-			}
-			if err != nil {
+			if os.IsTimeout(err) {
 				break
 			}
-		}
-		if ctx.Err() != nil {
-			text, _ := vm.Console(2000)
-			t.Fatalf("the guest does not answer; console:\n%s", text)
+			if err != nil {
+				return nil, err
+			}
 		}
 	}
+	return nil, ctx.Err()
 }
 
 // ask sends a command and returns the guest's answer.
