@@ -22,15 +22,17 @@ func TestServesSideBySide(t *testing.T) {
 		bound spore.Components
 		want  spore.CompatStatus
 	}{
-		"its own":             {own, spore.CompatOK},
-		"the older format":    {with(func(c *spore.Components) { c.StateFormat = "firecracker-8.0.0/x" }), spore.CompatOK},
-		"the older image too": {with(func(c *spore.Components) { c.GuestImage, c.Agent, c.Kernel, c.StateFormat = "krn-1", "a1", "6.1", "firecracker-8.0.0/x" }), spore.CompatOK},
-		"a format of nobody":  {with(func(c *spore.Components) { c.StateFormat = "firecracker-10.0.0/x" }), spore.CompatStale},
-		"another processor":   {with(func(c *spore.Components) { c.StateFormat = "firecracker-8.0.0/y" }), spore.CompatStale},
-		"another engine":      {with(func(c *spore.Components) { c.Engine, c.StateFormat = "qemu", "firecracker-8.0.0/x" }), spore.CompatStale},
-		"an unknown format":   {with(func(c *spore.Components) { c.StateFormat = "" }), spore.CompatUnknown},
-		"no guest image":      {with(func(c *spore.Components) { c.GuestImage = "" }), spore.CompatUnknown},
-		"an image of nobody":  {with(func(c *spore.Components) { c.GuestImage = "krn-0" }), spore.CompatStale},
+		"its own":          {own, spore.CompatOK},
+		"the older format": {with(func(c *spore.Components) { c.StateFormat = "firecracker-8.0.0/x" }), spore.CompatOK},
+		"the older image too": {with(func(c *spore.Components) {
+			c.GuestImage, c.Agent, c.Kernel, c.StateFormat = "krn-1", "a1", "6.1", "firecracker-8.0.0/x"
+		}), spore.CompatOK},
+		"a format of nobody": {with(func(c *spore.Components) { c.StateFormat = "firecracker-10.0.0/x" }), spore.CompatStale},
+		"another processor":  {with(func(c *spore.Components) { c.StateFormat = "firecracker-8.0.0/y" }), spore.CompatStale},
+		"another engine":     {with(func(c *spore.Components) { c.Engine, c.StateFormat = "qemu", "firecracker-8.0.0/x" }), spore.CompatStale},
+		"an unknown format":  {with(func(c *spore.Components) { c.StateFormat = "" }), spore.CompatUnknown},
+		"no guest image":     {with(func(c *spore.Components) { c.GuestImage = "" }), spore.CompatUnknown},
+		"an image of nobody": {with(func(c *spore.Components) { c.GuestImage = "krn-0" }), spore.CompatStale},
 	} {
 		if got := spore.PolicyStrict.Serves(c.bound, own, beside); got != c.want {
 			t.Errorf("%s: %s, not %s", name, got, c.want)
