@@ -31,7 +31,8 @@ fail() {
 # hears expects what a sandbox gets from the host's server: its page, or nothing.
 hears() {
   local sandbox=$1 want=$2 got
-  got=$("$spore" sandbox exec "$sandbox" -- sh -c 'wget -T 20 -qO- http://203.0.113.1:8000/page || echo nothing' </dev/null)
+  got=$("$spore" sandbox exec "$sandbox" -- sh -c \
+    '(printf "GET /page HTTP/1.0\r\n\r\n"; sleep 3) | nc -w 20 203.0.113.1 8000 2>/dev/null | grep "a page" || echo nothing' </dev/null)
   [ "$got" = "$want" ] || fail "$sandbox hears '$got', not '$want': $3"
   echo "PASS $3"
 }
