@@ -29,7 +29,7 @@ var floors = [][]string{
 	{"internal/guest"},
 	{"internal/agent"}, // inside the guest; it declares the messages that package guest sends
 	{"internal/network", "internal/cgroup"},
-	{"internal/transfer"},
+	{"internal/transfer", "internal/thread"},
 	{"api"},
 	{""}, // the root package
 }

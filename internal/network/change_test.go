@@ -15,6 +15,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/sporevm/spore"
+	"github.com/sporevm/spore/internal/thread"
 )
 
 // change alters what a guest may reach.
@@ -248,7 +249,7 @@ func TestFlowsAreBounded(t *testing.T) {
 	l := mustAttach(t, m, "a", spore.Egress{})
 	g := w.plug(l)
 	var pc net.PacketConn
-	if err := within(g.ns, func() (err error) {
+	if err := thread.InNetwork(g.ns, func() (err error) {
 		pc, err = net.ListenPacket("udp4", "")
 		return err
 	}); err != nil {

@@ -12,6 +12,7 @@ import (
 
 	"github.com/google/nftables"
 	"github.com/google/nftables/binaryutil"
+	"github.com/sporevm/spore/internal/thread"
 	"github.com/vishvananda/netlink"
 	"golang.org/x/sys/unix"
 )
@@ -55,7 +56,7 @@ func (m *Manager) openWays() error {
 		return err
 	}
 	defer unlock()
-	return within(m.hostNS, func() error {
+	return thread.InNetwork(m.hostNS, func() error {
 		if on, err := isOn("/proc/sys/net/ipv4/ip_forward"); err != nil || on {
 			return errors.Join(err, theGuard.stepDown())
 		}
@@ -91,7 +92,7 @@ func (m *Manager) closeWays() error {
 			return nil
 		}
 	}
-	return within(m.hostNS, func() error {
+	return thread.InNetwork(m.hostNS, func() error {
 		names, err := theGuard.watched()
 		if err != nil || names == nil {
 			return err

@@ -12,6 +12,7 @@ import (
 	"time"
 
 	"github.com/miekg/dns"
+	"github.com/sporevm/spore/internal/thread"
 	"github.com/vishvananda/netlink"
 	"golang.org/x/sys/unix"
 )
@@ -75,7 +76,7 @@ func pump(to, from *os.File) {
 func (w *world) openTap(ns *os.File, name string) *os.File {
 	w.t.Helper()
 	var f *os.File
-	if err := within(ns, func() error {
+	if err := thread.InNetwork(ns, func() error {
 		fd, err := unix.Open("/dev/net/tun", unix.O_RDWR|unix.O_CLOEXEC|unix.O_NONBLOCK, 0)
 		if err != nil {
 			return err
@@ -104,7 +105,7 @@ const patience = 2 * time.Second
 const unanswered = 300 * time.Millisecond
 
 func (g *guest) dial(network string, to netip.AddrPort, wait time.Duration) (c net.Conn, err error) {
-	err = within(g.ns, func() (err error) {
+	err = thread.InNetwork(g.ns, func() (err error) {
 		c, err = (&net.Dialer{Timeout: wait}).Dial(network, to.String())
 		return err
 	})
@@ -133,7 +134,7 @@ func (g *guest) reach(network string, to netip.AddrPort, wait time.Duration) err
 // ping sends an echo request and waits for the reply.
 func (g *guest) ping(to netip.Addr, wait time.Duration) error {
 	var pc net.PacketConn
-	if err := within(g.ns, func() (err error) {
+	if err := thread.InNetwork(g.ns, func() (err error) {
 		pc, err = net.ListenPacket("ip4:icmp", "0.0.0.0")
 		return err
 	}); err != nil {

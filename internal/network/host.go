@@ -17,6 +17,7 @@ import (
 
 	"github.com/sporevm/spore"
 	"github.com/sporevm/spore/internal/network/policy"
+	"github.com/sporevm/spore/internal/thread"
 )
 
 // outer is a server's packet filter on the host: it keeps links apart from each other and from the host itself, and lends them the
@@ -155,7 +156,7 @@ func doors(p *policy.Policy, host []netip.Addr) []door {
 
 // onHost makes one change of the packet filter in the host's namespace.
 func (m *Manager) onHost(change func(c *nftables.Conn) error) error {
-	return within(m.hostNS, func() error { return filterWithin(change) })
+	return thread.InNetwork(m.hostNS, func() error { return filterWithin(change) })
 }
 
 // admit lets packets come from a link, before it is there.
@@ -251,7 +252,7 @@ func (m *Manager) routeInto(subnet netip.Prefix, routes []netlink.Route) (string
 // make them. Where there is one, sandboxes reach nothing until it lets packets from and to links "spore-*" through.
 func (m *Manager) Obstacles() ([]string, error) {
 	var all []string
-	err := within(m.hostNS, func() error {
+	err := thread.InNetwork(m.hostNS, func() error {
 		c, err := newConn()
 		if err != nil {
 			return err
@@ -292,7 +293,7 @@ func (m *Manager) putUp(spaces []*space) error {
 	if err := os.WriteFile(filepath.Join(m.opt.RunDir, m.prefix), []byte(dir), 0o644); err != nil {
 		return err
 	}
-	err = within(m.hostNS, func() error { return m.outer.install(spaces) })
+	err = thread.InNetwork(m.hostNS, func() error { return m.outer.install(spaces) })
 	if errors.Is(err, unix.ENOENT) { // of a kernel that lacks what a rule is made of
 		return unfit(err)
 	}

@@ -13,6 +13,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/sporevm/spore"
+	"github.com/sporevm/spore/internal/thread"
 )
 
 // A host that is no router does not become one for others.
@@ -55,7 +56,7 @@ func TestGuard(t *testing.T) {
 		t.Error("the host forwards for a stranger")
 	}
 	// When the host's owner makes it a router, Spore is not in the way.
-	if err := within(w.host, func() error { return sysctl("ipv4/ip_forward", "1") }); err != nil {
+	if err := thread.InNetwork(w.host, func() error { return sysctl("ipv4/ip_forward", "1") }); err != nil {
 		t.Fatal(err)
 	}
 	for deadline := time.Now().Add(patience); ; {
@@ -70,7 +71,7 @@ func TestGuard(t *testing.T) {
 	if err := g.ping(publicA, patience); err != nil {
 		t.Error(err)
 	}
-	if err := within(w.host, func() error { return sysctl("ipv4/ip_forward", "0") }); err != nil {
+	if err := thread.InNetwork(w.host, func() error { return sysctl("ipv4/ip_forward", "0") }); err != nil {
 		t.Fatal(err)
 	}
 	w.in(w.host, func(h *netlink.Handle) error {

@@ -13,6 +13,7 @@ import (
 	"strings"
 
 	"github.com/google/nftables"
+	"github.com/sporevm/spore/internal/thread"
 	"github.com/vishvananda/netlink"
 	"golang.org/x/sys/unix"
 )
@@ -263,7 +264,7 @@ func (m *Manager) found() ([]Leftover, error) {
 		all = append(all, Leftover{Kind: kindRecord, Name: name})
 	}
 	var tables []*nftables.Table
-	if err := within(m.hostNS, func() error {
+	if err := thread.InNetwork(m.hostNS, func() error {
 		c, err := newConn()
 		if err != nil {
 			return err

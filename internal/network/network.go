@@ -27,6 +27,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/sporevm/spore"
+	"github.com/sporevm/spore/internal/thread"
 )
 
 // What every guest finds on its side of the cable.
@@ -184,7 +185,7 @@ func (m *Manager) open() error {
 	if _, err := os.Stat("/dev/net/tun"); err != nil {
 		return spore.Errorf(spore.CodeUnsupported, "this host has no TAP devices: %w", err).WithHint("load the module tun")
 	}
-	return within(m.hostNS, func() error {
+	return thread.InNetwork(m.hostNS, func() error {
 		c, err := newConn()
 		if err != nil {
 			return err

@@ -14,6 +14,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/sporevm/spore"
+	"github.com/sporevm/spore/internal/thread"
 )
 
 var off = new(bool)
@@ -230,7 +231,7 @@ func TestIPv6(t *testing.T) {
 		t.Error("a packet of IPv6 was answered")
 	}
 	// The same without the rules is answered: the trial tries something.
-	if err := within(space, func() error {
+	if err := thread.InNetwork(space, func() error {
 		return filterWithin(func(c *nftables.Conn) error { c.DelTable(theInner.v6); return nil })
 	}); err != nil {
 		t.Fatal(err)

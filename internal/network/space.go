@@ -16,6 +16,7 @@ import (
 
 	"github.com/sporevm/spore"
 	"github.com/sporevm/spore/internal/network/policy"
+	"github.com/sporevm/spore/internal/thread"
 )
 
 // space is one namespace with its link to the host.
@@ -118,7 +119,7 @@ func (m *Manager) inside(s *space, fn func() error) error {
 	if err := isNamespace(ns); err != nil {
 		return err
 	}
-	return within(ns, fn)
+	return thread.InNetwork(ns, fn)
 }
 
 // isNamespace refuses a file on which no network namespace is mounted.
@@ -141,7 +142,7 @@ func (m *Manager) mount(name string) error {
 		return err
 	}
 	f.Close()
-	return withinNew(func() error {
+	return thread.InNewNetwork(func() error {
 		return unix.Mount("/proc/thread-self/ns/net", path, "none", unix.MS_BIND, "")
 	})
 }
@@ -262,7 +263,7 @@ func (m *Manager) connectHost(s *space) error {
 	if err != nil {
 		return err
 	}
-	if err := within(m.hostNS, func() error {
+	if err := thread.InNetwork(m.hostNS, func() error {
 		if err := sysctl("ipv6/conf/"+s.name+"/disable_ipv6", "1"); err != nil && !errors.Is(err, fs.ErrNotExist) {
 			return err
 		}

@@ -20,6 +20,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/sporevm/spore"
+	"github.com/sporevm/spore/internal/thread"
 )
 
 // A world is a machine of the test's own (a network namespace that stands for the host) with the internet at its only uplink (another
@@ -86,7 +87,7 @@ func (w *world) namespace(path string) *os.File {
 	if err := os.WriteFile(path, nil, 0o600); err != nil {
 		w.t.Fatal(err)
 	}
-	if err := withinNew(func() error { return unix.Mount("/proc/thread-self/ns/net", path, "none", unix.MS_BIND, "") }); err != nil {
+	if err := thread.InNewNetwork(func() error { return unix.Mount("/proc/thread-self/ns/net", path, "none", unix.MS_BIND, "") }); err != nil {
 		w.t.Fatal(err)
 	}
 	w.t.Cleanup(func() {
@@ -104,7 +105,7 @@ func (w *world) namespace(path string) *os.File {
 
 func (w *world) in(ns *os.File, fn func(h *netlink.Handle) error) {
 	w.t.Helper()
-	if err := within(ns, func() error {
+	if err := thread.InNetwork(ns, func() error {
 		h, err := netlink.NewHandle(unix.NETLINK_ROUTE)
 		if err != nil {
 			return err
@@ -140,7 +141,7 @@ func (w *world) echo(ns *os.File, at netip.AddrPort) {
 	w.t.Helper()
 	var l net.Listener
 	var pc net.PacketConn
-	if err := within(ns, func() (err error) {
+	if err := thread.InNetwork(ns, func() (err error) {
 		if l, err = net.ListenTCP("tcp4", net.TCPAddrFromAddrPort(at)); err != nil {
 			return err
 		}

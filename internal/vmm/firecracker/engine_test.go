@@ -14,6 +14,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	spore "github.com/sporevm/spore"
+	"github.com/sporevm/spore/internal/thread"
 	"github.com/sporevm/spore/internal/vmm"
 	"github.com/sporevm/spore/internal/vmm/firecracker/fcdouble"
 )
@@ -219,7 +220,7 @@ func TestThreadsComeBack(t *testing.T) {
 	before := readlink(t, os.Getpid(), "ns/mnt")
 	var where string
 	for range 200 {
-		must(t, onOwnThread(func() error {
+		must(t, thread.Apart(func() error {
 			if err := unix.Unshare(unix.CLONE_FS | unix.CLONE_NEWNS); err != nil {
 				return err
 			}

@@ -11,6 +11,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	spore "github.com/sporevm/spore"
+	"github.com/sporevm/spore/internal/thread"
 )
 
 // exposure is a file of the host that Firecracker gets to see under a name in its root.
@@ -191,7 +192,7 @@ func (j *jail) attach(mounts []attachment) error {
 	if j.proc.ended() { // only now is it sure that the namespace was not another process's
 		return errGone
 	}
-	return onOwnThread(func() error {
+	return thread.Apart(func() error {
 		if err := unix.Unshare(unix.CLONE_FS); err != nil {
 			return fmt.Errorf("firecracker: enter the jail: %w", err)
 		}
@@ -206,22 +207,6 @@ func (j *jail) attach(mounts []attachment) error {
 		}
 		return nil
 	})
-}
-
-// onOwnThread runs fn on a thread that ends with it, so that fn may leave it in whatever namespaces it likes. It is never
-// the process's first thread: that one would stay, and what the process sees of itself in /proc is what that thread sees.
-func onOwnThread(fn func() error) error {
-	done := make(chan error)
-	go func() {
-		runtime.LockOSThread()
-		if unix.Gettid() == unix.Getpid() {
-			done <- onOwnThread(fn) // while this goroutine keeps the first thread, it goes to another
-			runtime.UnlockOSThread()
-			return
-		}
-		done <- fn() // never unlocked: the thread dies with the goroutine
-	}()
-	return <-done
 }
 
 // makeScratch gives Firecracker a directory to write to: in memory where it has a jail, since it insists on bringing

@@ -11,6 +11,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	spore "github.com/sporevm/spore"
+	"github.com/sporevm/spore/internal/thread"
 	"github.com/sporevm/spore/internal/vmm"
 )
 
@@ -38,7 +39,7 @@ func startIn(netns, path string, argv []string, attr *os.ProcAttr) (child *os.Pr
 		return nil, fmt.Errorf("firecracker: network namespace: %w", err)
 	}
 	defer ns.Close()
-	err = onOwnThread(func() error {
+	err = thread.Apart(func() error {
 		if err := unix.Setns(int(ns.Fd()), unix.CLONE_NEWNET); err != nil {
 			return fmt.Errorf("firecracker: enter the network namespace: %w", err)
 		}
@@ -78,7 +79,7 @@ func checkTap(nic vmm.NIC) error {
 		return fmt.Errorf("firecracker: %w", err)
 	}
 	defer ns.Close()
-	return onOwnThread(func() error {
+	return thread.Apart(func() error {
 		err := unix.Setns(int(ns.Fd()), unix.CLONE_NEWNET)
 		switch {
 		case errors.Is(err, unix.EINVAL):
@@ -110,7 +111,7 @@ func (j *jail) plug(nic *vmm.NIC) (string, error) {
 	if j.proc.ended() {
 		return "", errGone
 	}
-	return unpluggedTap, onOwnThread(func() error {
+	return unpluggedTap, thread.Apart(func() error {
 		if err := unix.Setns(int(ns.Fd()), unix.CLONE_NEWNET); err != nil {
 			return fmt.Errorf("firecracker: enter the VM's network namespace: %w", err)
 		}

@@ -11,6 +11,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	spore "github.com/sporevm/spore"
+	"github.com/sporevm/spore/internal/thread"
 	"github.com/sporevm/spore/internal/vmm"
 )
 
@@ -19,7 +20,7 @@ func newNetNS(t *testing.T, tap string) string {
 	t.Helper()
 	path := filepath.Join(t.TempDir(), "netns")
 	must(t, os.WriteFile(path, nil, 0o600))
-	must(t, onOwnThread(func() error {
+	must(t, thread.Apart(func() error {
 		if err := unix.Unshare(unix.CLONE_NEWNET); err != nil {
 			return err
 		}
@@ -38,7 +39,7 @@ func attached(t *testing.T, netns, tap string) (yes bool) {
 	ns, err := os.Open(netns)
 	must(t, err)
 	defer ns.Close()
-	must(t, onOwnThread(func() error {
+	must(t, thread.Apart(func() error {
 		if err := unix.Setns(int(ns.Fd()), unix.CLONE_NEWNET); err != nil {
 			return err
 		}

@@ -7,13 +7,13 @@ import (
 	"net"
 	"os"
 	"regexp"
-	"runtime"
 	"strings"
 	"syscall"
 
 	"golang.org/x/sys/unix"
 
 	spore "github.com/sporevm/spore"
+	"github.com/sporevm/spore/internal/thread"
 	"github.com/sporevm/spore/internal/vmm"
 )
 
@@ -101,48 +101,38 @@ func dialFrames(path string) (*os.File, error) {
 	return os.NewFile(uintptr(fd), "nic"), nil
 }
 
-// openTap opens a TAP device that exists, in a network namespace. The thread that goes there is not used for anything
-// else: it ends with its goroutine.
-func openTap(netns, name string) (*os.File, error) {
-	type result struct {
-		file *os.File
-		err  error
+// openTap opens a TAP device that exists, in a network namespace.
+func openTap(netns, name string) (tap *os.File, err error) {
+	attach := func() (err error) {
+		tap, err = attachTap(name)
+		return err
 	}
-	c := make(chan result, 1)
-	go func() {
-		runtime.LockOSThread()
-		if netns == "" {
-			defer runtime.UnlockOSThread()
-		} else if err := enter(netns); err != nil {
-			c <- result{nil, err}
-			return
-		}
-		f, err := attachTap(name)
-		c <- result{f, err}
-	}()
-	r := <-c
-	return r.file, r.err
-}
-
-func enter(netns string) error {
-	f, err := os.Open(netns)
+	if netns == "" {
+		err = attach()
+		return tap, err
+	}
+	ns, err := os.Open(netns)
+	if errors.Is(err, fs.ErrNotExist) {
+		return nil, spore.Errorf(spore.CodeNotFound, "nic.netNS: there is no network namespace %s", netns).WithCause(err)
+	}
 	if err != nil {
-		if errors.Is(err, fs.ErrNotExist) {
-			return spore.Errorf(spore.CodeNotFound, "nic.netNS: there is no network namespace %s", netns).WithCause(err)
-		}
-		return fmt.Errorf("qemu: %w", err)
+		return nil, fmt.Errorf("qemu: %w", err)
 	}
-	defer f.Close()
-	err = unix.Setns(int(f.Fd()), unix.CLONE_NEWNET)
+	defer ns.Close()
+	inside := false
+	err = thread.InNetwork(ns, func() error {
+		inside = true
+		return attach()
+	})
 	switch {
+	case err == nil || inside:
+		return tap, err
 	case errors.Is(err, syscall.EINVAL):
-		return spore.Errorf(spore.CodeNotFound, "nic.netNS: %s is not a network namespace (any more)", netns).WithCause(err)
+		return nil, spore.Errorf(spore.CodeNotFound, "nic.netNS: %s is not a network namespace (any more)", netns).WithCause(err)
 	case errors.Is(err, syscall.EPERM):
-		return spore.Errorf(spore.CodeUnsupported, "only root can enter the network namespace %s", netns).WithCause(err)
-	case err != nil:
-		return fmt.Errorf("qemu: enter the network namespace %s: %w", netns, err)
+		return nil, spore.Errorf(spore.CodeUnsupported, "only root can enter the network namespace %s", netns).WithCause(err)
 	}
-	return nil
+	return nil, fmt.Errorf("qemu: enter the network namespace %s: %w", netns, err)
 }
 
 func attachTap(name string) (*os.File, error) {
