@@ -93,7 +93,7 @@ KVM, and root for its jailer.`,
 	f.StringVar(&cfg.Engine, "engine", "auto", "the hypervisor: auto, qemu, firecracker or sim, which runs no guests")
 	f.StringVar(&cfg.Accel, "accel", "auto", "what runs the guest: auto, kvm or tcg")
 	f.IntVar(&cfg.Pool, "pool", 0, "thawed VMs to keep ready for each template in use")
-	f.IntVar(&cfg.NetworkPool, "network-pool", 0, "isolated networks to keep ready")
+	f.IntVar(&cfg.NetworkPool, "network-pool", 4, "isolated networks to keep ready, once the first was asked for")
 	f.StringArrayVar(&cfg.DiskDirs, "disk-dir", nil, "directory from which sandboxes may be given disks; may be given several times (default none)")
 	cmd.MarkFlagDirname("disk-dir")
 	f.StringVar(&cfg.DatabaseFile, "database-file", "", "file that holds the URL of a PostgreSQL database (SPORE_DATABASE_URL is one itself)")

@@ -31,7 +31,7 @@ type Config struct {
 	Engine    string // EngineAuto, EngineQEMU, EngineFirecracker or EngineSim; "" is auto
 	Accel     string // "auto", "kvm" or "tcg"; "" is auto
 	Pool      int    // VMs kept ready for each template in use
-	// NetworkPool is how many isolated networks are kept ready.
+	// NetworkPool is how many isolated networks are kept ready, once the first was asked for.
 	NetworkPool int
 	// DiskDirs are the directories from which sandboxes may be given disks. Empty: none may.
 	DiskDirs []string

@@ -35,7 +35,7 @@ func openNetworks(cfg Config, dir *dataDir) (*networks, error) {
 		by: map[spore.NetworkMode]node.Networks{spore.NetworkUser: userNetworks{vms: dir.join("vms")}},
 		no: map[spore.NetworkMode]error{},
 	}
-	m, err := network.New(network.Options{Dir: dir.join("networks"), Log: cfg.Logger, PoolSize: cfg.NetworkPool})
+	m, err := network.New(network.Options{Dir: dir.join("networks"), Log: cfg.Logger, PoolSize: cfg.NetworkPool, PoolLater: true})
 	switch {
 	case err == nil:
 		n.isolated, n.by[spore.NetworkIsolated] = m, isolatedNetworks{m}

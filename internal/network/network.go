@@ -60,8 +60,10 @@ type Options struct {
 	ResolvConf string
 	// Nameservers are asked instead of those that ResolvConf names.
 	Nameservers []netip.AddrPort
-	// PoolSize is how many namespaces are kept ready.
-	PoolSize int
+	// PoolSize is how many namespaces are kept ready; with PoolLater only once something has been attached: a server whose
+	// sandboxes use no such network then leaves the host as it was.
+	PoolSize  int
+	PoolLater bool
 	// Subnet is where the addresses of links come from. When it is not set, it is the first of Subnets that the host does not use.
 	Subnet netip.Prefix
 	// Owner is the user id that alone may open TAP devices, besides root. 0: whoever was put into the namespace.
@@ -110,6 +112,7 @@ type Manager struct {
 	spaces    map[string]*space // by name: all that exist or are being made
 	attached  map[string]*space // by the caller's id
 	ready     []*space
+	pooling   bool // namespaces are kept ready
 	abandoned []*space                 // to be removed, which has failed
 	turns     map[string]chan struct{} // ids that somebody works on
 	slots     slots
@@ -171,7 +174,7 @@ func New(opt Options) (_ *Manager, err error) {
 
 func newManager(opt Options, prefix string, hostNS *os.File, host *netlink.Handle) *Manager {
 	m := &Manager{
-		opt: opt, log: opt.Log, prefix: prefix, outer: newOuter(prefix), hostNS: hostNS, host: host,
+		opt: opt, log: opt.Log, pooling: !opt.PoolLater, prefix: prefix, outer: newOuter(prefix), hostNS: hostNS, host: host,
 		spaces: map[string]*space{}, attached: map[string]*space{}, turns: map[string]chan struct{}{},
 		slots: newSlots(Subnets[0], map[int]bool{}),
 		fill:  make(chan struct{}, 1), lookAgain: time.Minute, step: func(string) error { return nil },

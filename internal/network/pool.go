@@ -10,12 +10,13 @@ import (
 func (m *Manager) takeReady() *space {
 	m.mu.Lock()
 	defer m.mu.Unlock()
+	m.pooling = true
+	m.wake()
 	if len(m.ready) == 0 {
 		return nil
 	}
 	s := m.ready[0]
 	m.ready = m.ready[1:]
-	m.wake()
 	return s
 }
 
@@ -93,7 +94,7 @@ func (m *Manager) lookAtWays() error {
 func (m *Manager) wanting() bool {
 	m.mu.Lock()
 	defer m.mu.Unlock()
-	return len(m.ready) < m.opt.PoolSize
+	return m.pooling && len(m.ready) < m.opt.PoolSize
 }
 
 // Ready is how many namespaces wait to be used.
