@@ -112,7 +112,7 @@ type Manager struct {
 	spaces    map[string]*space // by name: all that exist or are being made
 	attached  map[string]*space // by the caller's id
 	ready     []*space
-	pooling   bool // namespaces are kept ready
+	pooling   bool                     // namespaces are kept ready
 	abandoned []*space                 // to be removed, which has failed
 	turns     map[string]chan struct{} // ids that somebody works on
 	slots     slots
