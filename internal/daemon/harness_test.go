@@ -42,6 +42,9 @@ func TestMain(m *testing.M) {
 	if len(os.Args) > 1 && os.Args[1] == daemon.NetworkCommand {
 		os.Exit(daemon.NetworkStack(os.Args[2:]))
 	}
+	if len(os.Args) > 1 && os.Args[1] == "pager" {
+		os.Exit(daemon.Pager(os.Args[2:]))
+	}
 	if raw := os.Getenv(serveVariable); raw != "" {
 		if err := serve(raw); err != nil {
 			fmt.Fprintln(os.Stderr, "serve:", err)
@@ -96,7 +99,7 @@ func start(t *testing.T, s serving) *server {
 	if s.Listen == "" {
 		s.Listen = "127.0.0.1:0"
 	}
-	s.Init, s.Accel = testbed.SporeInit(t), accel()
+	s.Init, s.Accel = testbed.SporeInit(t), cmp.Or(s.Accel, accel())
 	raw, err := json.Marshal(s)
 	if err != nil {
 		t.Fatal(err)

@@ -128,6 +128,9 @@ func (d *Draft) precopy(ctx context.Context, mem vmm.Memory, src *diskSource, ru
 		early.tracked = err == nil
 	}
 	dirty, err := privatePages(ctx, mem)
+	if running && !early.tracked && spore.CodeOf(err) == spore.CodeConflict {
+		dirty, err = nil, nil // it tells only once it stands still: the arena grows as it must
+	}
 	if err != nil {
 		return early, err
 	}

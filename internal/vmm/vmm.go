@@ -187,7 +187,8 @@ type Memory interface {
 
 	// Private lists, in ascending order, the runs of pages that this VM holds for itself: those written since it was
 	// thawed (patches count as written). Pages that the host has swapped out are private too. For a booted VM, whose
-	// RAM file is shared, it is unsupported: the file is the memory.
+	// RAM file is shared, it is unsupported: the file is the memory. It may answer spore.CodeConflict while the VM runs, when only one
+	// that stands still can be asked.
 	Private(ctx context.Context) ([]Range, error)
 
 	// Track starts to watch for writes; Written then lists pages written since the latest Track. Both answer
