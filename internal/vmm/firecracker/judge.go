@@ -55,6 +55,12 @@ func (e *Engine) judge(ctx context.Context, p platform) error {
 	if v == nil || v.BootID != want.BootID || v.Binary != want.Binary || v.Mtime != want.Mtime {
 		began := time.Now()
 		err := e.trial(ctx, p)
+		if errors.Is(err, errEnded) {
+			// A guest that got stuck will do so again. One that ended may have met a hiccup, above all where KVM is itself emulated, and
+			// a wrong verdict would keep a server from its sandboxes.
+			e.log.Warn("the trial of Firecracker is made once more", "error", err)
+			err = e.trial(ctx, p)
+		}
 		if ctx.Err() != nil {
 			return ctx.Err()
 		}
@@ -119,6 +125,8 @@ const trialCmdline = "loglevel=6 rdinit=/none"
 // signs on the console of a kernel that has come through its own start: it hands over to init, or finds none.
 var signs = [][]byte{[]byte("as init process"), []byte("Unable to mount root fs"), []byte("No working init found")}
 
+var errEnded = errors.New("a guest ended in its boot")
+
 // trial boots a small guest and waits for a sign of life.
 func (e *Engine) trial(ctx context.Context, p platform) (err error) {
 	ctx, cancel := context.WithTimeout(ctx, e.trialTime)
@@ -157,7 +165,7 @@ func (e *Engine) trial(ctx context.Context, p platform) (err error) {
 		}
 		select {
 		case <-m.Done():
-			return fmt.Errorf("a guest ended in its boot: %s", m.jail.lastWords())
+			return fmt.Errorf("%w: %s", errEnded, m.jail.lastWords())
 		case <-silent.C:
 			return fmt.Errorf("a guest got stuck in its boot, silent for %s; last it said: %q", e.trialSilence, lastLines(text, 1))
 		case <-ctx.Done():
