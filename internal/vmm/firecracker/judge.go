@@ -68,8 +68,10 @@ func (e *Engine) judge(ctx context.Context, p platform) error {
 			want.Reason = err.Error()
 		}
 		e.log.Info("tried Firecracker", "works", want.Works, "reason", want.Reason, "took", time.Since(began).Round(time.Millisecond))
-		if err := e.remember(want); err != nil {
-			e.log.Warn("the verdict on Firecracker will not be remembered", "error", err)
+		if !errors.Is(err, errEnded) { // the next server tries again
+			if err := e.remember(want); err != nil {
+				e.log.Warn("the verdict on Firecracker will not be remembered", "error", err)
+			}
 		}
 		v = &want
 	}
