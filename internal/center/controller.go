@@ -33,15 +33,15 @@ func token() string {
 
 // update is store.Update for a controller that may have been declared dead meanwhile: then nothing is written.
 func (c *Center) update(ctx context.Context, fn func(tx store.Tx) error) error {
-	var changes placements
+	changes := placements{cache: &c.replicas}
+	defer changes.over()
 	err := c.store.Update(ctx, func(tx store.Tx) error {
 		if err := tx.Guard(c.opt.Controller); err != nil {
 			return err
 		}
-		changes = placements{Tx: tx, cache: &c.replicas}
+		changes.Tx = tx // a store may run this again when a transaction was lost; what the first one changed is to be dropped too
 		return fn(&changes)
 	})
-	changes.over()
 	if fenced(err) {
 		c.fenced()
 	}
