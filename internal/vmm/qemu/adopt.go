@@ -3,31 +3,29 @@ package qemu
 import (
 	"bytes"
 	"context"
-	"crypto/sha256"
-	"encoding/hex"
 	"encoding/json"
 	"errors"
 	"fmt"
 	"io/fs"
 	"os"
 	"path/filepath"
-	"syscall"
 
 	spore "github.com/sporevm/spore"
 	"github.com/sporevm/spore/internal/vmm"
 )
 
-// record is what a later server needs to find the process again and to be sure that it is the one.
+// record is what a later server needs to find the process again and to be sure that it is the one. The command line would
+// prove nothing more and is not to be trusted: the kernel tells that a program was started a moment before the program's
+// arguments can be read.
 type record struct {
-	ID      string `json:"id"`
-	PID     int    `json:"pid"`
-	Start   uint64 `json:"start"`   // ticks since boot
-	BootID  string `json:"bootId"`  // of the host
-	Command string `json:"command"` // digest of the command line
-	Format  string `json:"format"`  // of the device state
-	Shape   shape  `json:"shape"`
-	Shared  bool   `json:"shared"`
-	Memory  string `json:"memory"`
+	ID     string `json:"id"`
+	PID    int    `json:"pid"`
+	Start  uint64 `json:"start"`  // ticks since boot
+	BootID string `json:"bootId"` // of the host
+	Format string `json:"format"` // of the device state
+	Shape  shape  `json:"shape"`
+	Shared bool   `json:"shared"`
+	Memory string `json:"memory"`
 }
 
 func (m *machine) writeRecord() error {
@@ -35,15 +33,8 @@ func (m *machine) writeRecord() error {
 	if err != nil {
 		return err
 	}
-	command, err := commandDigest(m.proc.pid)
-	if errors.Is(err, errGone) {
-		return nil // there is nothing to adopt; that it ended, and why, its monitor tells
-	}
-	if err != nil {
-		return err
-	}
 	text, err := json.Marshal(record{
-		ID: m.cfg.ID, PID: m.proc.pid, Start: m.proc.start, BootID: boot, Command: command,
+		ID: m.cfg.ID, PID: m.proc.pid, Start: m.proc.start, BootID: boot,
 		Format: m.format, Shape: m.shape, Shared: m.shared, Memory: m.cfg.Memory,
 	})
 	if err != nil {
@@ -62,7 +53,7 @@ func parseRecord(text []byte) (record, error) {
 	if err := json.Unmarshal(text, &r); err != nil {
 		return record{}, fmt.Errorf("qemu: the VM's record: %w", err)
 	}
-	if r.PID <= 0 || r.BootID == "" || r.Command == "" {
+	if r.PID <= 0 || r.BootID == "" {
 		return record{}, errors.New("qemu: the VM's record is not whole")
 	}
 	return r, nil
@@ -76,18 +67,6 @@ func bootID() (string, error) {
 	return string(bytes.TrimSpace(text)), nil
 }
 
-func commandDigest(pid int) (string, error) {
-	text, err := os.ReadFile(fmt.Sprintf("/proc/%d/cmdline", pid))
-	if errors.Is(err, os.ErrNotExist) || errors.Is(err, syscall.ESRCH) {
-		return "", errGone
-	}
-	if err != nil {
-		return "", fmt.Errorf("qemu: %w", err)
-	}
-	sum := sha256.Sum256(text)
-	return hex.EncodeToString(sum[:]), nil
-}
-
 // lives says whether the recorded process is still there.
 func (r record) lives() bool {
 	boot, err := bootID()
@@ -95,11 +74,7 @@ func (r record) lives() bool {
 		return false
 	}
 	start, err := startTime(r.PID)
-	if err != nil || start != r.Start {
-		return false
-	}
-	command, err := commandDigest(r.PID)
-	return err == nil && command == r.Command
+	return err == nil && start == r.Start
 }
 
 // adoptedSets is where the numbers of descriptor sets go on after a change of servers: the last one may have been cut

@@ -3,6 +3,10 @@ package qemu
 import (
 	"bytes"
 	"encoding/json"
+	"fmt"
+	"io"
+	"os"
+	"os/exec"
 	"slices"
 	"strings"
 	"testing"
@@ -132,7 +136,7 @@ func FuzzReadState(f *testing.F) {
 func FuzzParse(f *testing.F) {
 	f.Add([]byte("QEMU emulator version 7.2.22"))
 	f.Add([]byte("1 (a) b) S 1 1 1 0 -1 0 0 0 0 0 0 0 0 0 20 0 1 0 12345 0"))
-	f.Add([]byte(`{"id":"x","pid":1,"start":2,"bootId":"b","command":"c"}`))
+	f.Add([]byte(`{"id":"x","pid":1,"start":2,"bootId":"b"}`))
 	f.Add([]byte(`{"accel":"kvm"}`))
 	f.Add([]byte("model name : x\nflags : a b\n\n"))
 	f.Add([]byte(`qemu: -blockdev driver=raw,node-name=raw-disk1,file=file-disk1: Failed to get "write" lock`))
@@ -156,7 +160,7 @@ func FuzzParse(f *testing.F) {
 }
 
 func TestRecordRoundTrip(t *testing.T) {
-	want := record{ID: "x", PID: 5, BootID: "b", Command: "c"}
+	want := record{ID: "x", PID: 5, BootID: "b"}
 	text, err := json.Marshal(want)
 	must(t, err)
 	got, err := parseRecord(text)
@@ -165,6 +169,47 @@ func TestRecordRoundTrip(t *testing.T) {
 	}
 	if got.lives() {
 		t.Error("a record of another boot counts as alive")
+	}
+}
+
+// A process is the recorded one from its start to its end, also while its program is still being put in place and has no
+// arguments yet, as a QEMU is when its record is written.
+func TestRecordedProcessLives(t *testing.T) {
+	child := exec.Command("sh", "-c", "read line; exec sleep 60")
+	stdin, err := child.StdinPipe()
+	must(t, err)
+	must(t, child.Start())
+	t.Cleanup(func() {
+		_ = child.Process.Kill()
+		_ = child.Wait()
+	})
+	boot, err := bootID()
+	must(t, err)
+	start, err := startTime(child.Process.Pid)
+	must(t, err)
+	r := record{PID: child.Process.Pid, Start: start, BootID: boot}
+	if !r.lives() {
+		t.Error("it does not live before its program changes")
+	}
+	_, err = io.WriteString(stdin, "\n")
+	must(t, err)
+	name := func() string {
+		text, err := os.ReadFile(fmt.Sprintf("/proc/%d/comm", child.Process.Pid))
+		must(t, err)
+		return strings.TrimSpace(string(text))
+	}
+	for name() != "sleep" {
+		if !r.lives() {
+			t.Fatal("it does not live while its program changes")
+		}
+	}
+	if !r.lives() {
+		t.Error("it does not live after its program changed")
+	}
+	must(t, child.Process.Kill())
+	_ = child.Wait()
+	if r.lives() {
+		t.Error("it lives after its end")
 	}
 }
 
