@@ -15,6 +15,7 @@ import (
 	"os"
 	"regexp"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	spore "github.com/sporevm/spore"
@@ -77,6 +78,8 @@ type Engine struct {
 	mu      sync.Mutex
 	known   map[string]*Binary // by path
 	verdict *verdict
+
+	believed atomic.Bool // a guest answered
 }
 
 var _ vmm.Engine = (*Engine)(nil)

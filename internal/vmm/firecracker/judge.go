@@ -83,6 +83,26 @@ func (e *Engine) judge(ctx context.Context, p platform) error {
 	return nil
 }
 
+// believe notes that a guest of this binary answered, which proves more than a trial: a server that starts beside VMs that run
+// makes none, and cannot be misled by one that fails.
+func (e *Engine) believe(b *Binary) {
+	// An adopted VM's binary may have been replaced since. And while others wait for a trial there will be another connection.
+	if b.mtime == 0 || e.believed.Load() || !e.mu.TryLock() {
+		return
+	}
+	defer e.mu.Unlock()
+	boot, err := bootID()
+	if err == nil {
+		v := verdict{Works: true, BootID: boot, Binary: b.Firecracker, Mtime: b.mtime}
+		err = e.remember(v)
+		e.verdict = &v
+	}
+	if err != nil {
+		e.log.Warn("that guests run will not be remembered", "error", err)
+	}
+	e.believed.Store(true)
+}
+
 func (e *Engine) remembered() *verdict {
 	if e.opts.StateDir == "" {
 		return nil

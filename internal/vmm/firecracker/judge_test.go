@@ -8,6 +8,7 @@ import (
 	"time"
 
 	spore "github.com/sporevm/spore"
+	"github.com/sporevm/spore/internal/vmm"
 )
 
 // The trial is bounded, remembered until the binary changes, and obeyed.
@@ -45,5 +46,20 @@ func TestTrial(t *testing.T) {
 	must(t, e.remember(v))
 	if _, err := e.Probe(t.Context()); spore.CodeOf(err) != spore.CodeUnsupported {
 		t.Errorf("a verdict on another binary is obeyed: %v", err)
+	}
+}
+
+// A guest that answers is believed more than any trial.
+func TestGuestThatAnswersIsProof(t *testing.T) {
+	needRoot(t)
+	dir := t.TempDir()
+	vm, _ := bootTiny(t, doubleEngine(t, "", func(o *Options) { o.StateDir = dir }))
+	conn, err := vm.DialPort(t.Context(), vmm.PortControl)
+	must(t, err)
+	defer conn.Close()
+	e := doubleEngine(t, "", func(o *Options) { o.StateDir, o.Kernel = dir, tinyKernel(t) })
+	e.trialSilence, e.trialTime = 200*time.Millisecond, time.Second
+	if info, err := e.Probe(t.Context()); err != nil || info.Accel != "kvm" {
+		t.Errorf("%+v, %v", info, err)
 	}
 }

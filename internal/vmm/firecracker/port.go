@@ -102,6 +102,7 @@ func (m *machine) connect(ctx context.Context, number int) (net.Conn, error) {
 	if err != nil {
 		return nil, errors.Join(err, conn.Close())
 	}
+	m.eng.believe(m.jail.binary)
 	return conn, nil
 }
 
