@@ -32,20 +32,19 @@ build: deps ## build bin/spore and bin/spore-init
 
 .PHONY: test
 test: build lint testbed ## everything: lint, unit and VM tests, simulation, KVM lab
-	@$(MAKE) -j2 units servers
-	@$(MAKE) simulate lab
+	@$(MAKE) -j2 servers units lab simulate STEPS=kvm,engine,lifecycle
 
-# Whole servers and their VMs, for which most of the time goes; every package that is in them has tests of its own with the race
-# detector. Beside them the others run, one at a time, so that two processors are busy and no more.
+# Two of these run at a time, each made so that it keeps one processor busy. Whole servers and their VMs take longest; every
+# package that is in them has tests of its own with the race detector.
 SERVERS := ./internal/daemon ./internal/bench
-
-.PHONY: units
-units: ## the tests of single packages, with the race detector
-	go test -race -p 1 -timeout 40m $$(go list ./... | grep -vFx "$$(go list $(SERVERS))")
 
 .PHONY: servers
 servers: ## the tests of whole servers
 	go test -p 1 -timeout 40m $(SERVERS)
+
+.PHONY: units
+units: ## the tests of single packages, with the race detector
+	go test -race -p 1 -timeout 40m $$(go list ./... | grep -vFx "$$(go list $(SERVERS))")
 
 .PHONY: lint
 lint: $(STATICCHECK) $(DEPGUARD) ## gofmt, vet, staticcheck, and the floors of the house
