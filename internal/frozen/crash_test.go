@@ -3,12 +3,12 @@ package frozen
 import (
 	"bytes"
 	"cmp"
-	"encoding/json"
 	"errors"
 	"fmt"
 	"os"
 	"os/exec"
 	"path/filepath"
+	"slices"
 	"strconv"
 	"strings"
 	"sync"
@@ -98,8 +98,7 @@ func TestCrashChild(t *testing.T) {
 	}}))
 	note := func(id string, r *running) {
 		disk := must[[]byte](t)(os.ReadFile(r.disk))
-		doc := must[[]byte](t)(json.Marshal([][]byte{r.vm.ram, disk}))
-		if err := os.WriteFile(dir+"-"+id, doc, 0o600); err != nil {
+		if err := os.WriteFile(dir+"-"+id, slices.Concat(r.vm.ram, disk), 0o600); err != nil {
 			t.Fatal(err)
 		}
 	}
@@ -219,19 +218,22 @@ func readBack(t *testing.T, s *Store, m *Manifest, dir string) error {
 		return err
 	}
 	defer img.Close()
-	doc, err := os.ReadFile(note)
+	want, err := os.ReadFile(note)
 	if errors.Is(err, os.ErrNotExist) && m.Kind == KindTemplate {
 		return nil
 	}
-	var want [][]byte
-	if err = errors.Join(err, json.Unmarshal(doc, &want)); err != nil {
+	if err != nil {
 		return err
 	}
-	ram, disk := make([]byte, len(want[0])), make([]byte, len(want[1]))
-	if err := errors.Join(readFull(img.Memory(), ram, 0), readFull(img.Disk(), disk, 0)); err != nil {
+	ram := m.Memory.Size
+	got := make([]byte, len(want))
+	if int64(len(want)) < ram {
+		return fmt.Errorf("of %d bytes, %d were noted", ram, len(want))
+	}
+	if err := errors.Join(readFull(img.Memory(), got[:ram], 0), readFull(img.Disk(), got[ram:], 0)); err != nil {
 		return err
 	}
-	if !bytes.Equal(ram, want[0]) || !bytes.Equal(disk, want[1]) {
+	if !bytes.Equal(got, want) {
 		return errors.New("it is not what was frozen")
 	}
 	return nil
