@@ -3,7 +3,8 @@
 // Groups lie in a directory "spore" at the top of the hierarchy when the server is root, where it finds them again however it is
 // started next, or else below the server's own cgroup, when that was delegated to it. They are named for their server, by
 // Options.Owner, so that two servers on one machine leave each other's alone. Version 2 is taken where it offers the cpu
-// controller, else version 1; a machine may mount both, and each controller is in one of them only.
+// controller, else version 1; a machine may mount both, and each controller is in one of them only. A VM that has a group of its
+// own in that hierarchy, such as that of a jail, stays in it.
 package cgroup
 
 import (

@@ -264,29 +264,86 @@ func TestGovern(t *testing.T) {
 	ctx := t.Context()
 	cmd := burn(t)
 	pid := cmd.Process.Pid
-	must(t, c.Govern(ctx, "vm", pid, 0))
+	must(t, c.Govern(ctx, "vm", pid, nil, 0))
 	if ids, err := c.List(); err != nil || len(ids) > 0 {
 		t.Errorf("a group without need: %v, %v", ids, err)
 	}
-	must(t, c.Govern(ctx, "vm", pid, 0.3))
-	must(t, c.Govern(ctx, "vm", pid, 0.1))
+	must(t, c.Govern(ctx, "vm", pid, nil, 0.3))
+	must(t, c.Govern(ctx, "vm", pid, nil, 0.1))
 	g, err := c.Get("vm")
 	must(t, err)
 	favour(t, g)
 	hold(t, g, pid, 0.1)
 	must(t, c.Recover(ctx, []string{"vm"}))
-	must(t, c.Govern(ctx, "vm", pid, 0))
+	must(t, c.Govern(ctx, "vm", pid, nil, 0))
 	must(t, cmd.Process.Kill())
 	cmd.Wait()
 	must(t, c.Release(ctx, "vm"))
 	must(t, c.Release(ctx, "vm"))
-	wantCode(t, "Govern of a process that has ended", c.Govern(ctx, "vm", pid, 1), spore.CodeConflict)
+	wantCode(t, "Govern of a process that has ended", c.Govern(ctx, "vm", pid, nil, 1), spore.CodeConflict)
 	if ids, err := c.List(); err != nil || len(ids) > 0 {
 		t.Errorf("a group is left: %v, %v", ids, err)
 	}
 	_, err = c.Create(ctx, "dead")
 	must(t, err)
 	must(t, c.Recover(ctx, nil))
+}
+
+// A VM that was put into a group, with limits, stays under them when its processor time is bounded.
+func TestGovernWhereItIs(t *testing.T) {
+	c, ctx := openHere(t), t.Context()
+	i := slices.IndexFunc(c.sys.mounts, func(m mount) bool { return m.v2 })
+	if i < 0 || os.Geteuid() != 0 {
+		t.Skip("it takes root, and control groups of version 2")
+	}
+	above := filepath.Join(c.sys.mounts[i].point, "spore-test-"+c.owner)
+	own := filepath.Join(above, "vm")
+	must(t, os.MkdirAll(own, 0o755))
+	t.Cleanup(func() { must(t, errors.Join(os.Remove(own), os.Remove(above))) })
+	limited := c.info.Version == V2
+	if limited {
+		must(t, enableDownTo(c.sys.mounts[i].point, above, "pids"))
+		must(t, write(own, "pids.max", "77"))
+	}
+	cmd := burn(t)
+	pid := cmd.Process.Pid
+	must(t, write(own, "cgroup.procs", strconv.Itoa(pid)))
+	stays := func() {
+		t.Helper()
+		if procs, err := words(own, "cgroup.procs"); err != nil || !slices.Equal(procs, []string{strconv.Itoa(pid)}) {
+			t.Errorf("in its own group are %v, %v", procs, err)
+		}
+		if max, err := words(own, "pids.max"); limited && (err != nil || !slices.Equal(max, []string{"77"})) {
+			t.Errorf("its limit is %v, %v", max, err)
+		}
+	}
+	must(t, c.Govern(ctx, "vm", pid, []string{own}, 0))
+	must(t, c.Govern(ctx, "vm", pid, []string{own}, 0.3))
+	stays()
+	if limited {
+		if ids, err := c.List(); err != nil || len(ids) > 0 {
+			t.Errorf("it has another group: %v, %v", ids, err)
+		}
+		g, err := c.given("vm", []string{own})
+		must(t, err)
+		hold(t, g, pid, 0.3)
+		// As it was left by a server that moved it.
+		moved, err := c.Create(ctx, "vm")
+		must(t, err)
+		must(t, moved.Add(pid))
+		must(t, c.Govern(ctx, "vm", pid, []string{own}, 0.2))
+		stays()
+		must(t, c.Govern(ctx, "vm", pid, []string{own}, 0))
+		if max, err := words(own, "cpu.max"); err != nil || max[0] != "max" {
+			t.Errorf("the bound is not lifted: %v, %v", max, err)
+		}
+		stays()
+	}
+	must(t, cmd.Process.Kill())
+	cmd.Wait()
+	must(t, c.Release(ctx, "vm"))
+	must(t, c.Recover(ctx, nil))
+	wantCode(t, "Govern of a process that has ended", c.Govern(ctx, "vm", pid, []string{own}, 0.3), spore.CodeConflict)
 }
 
 func TestBadInput(t *testing.T) {

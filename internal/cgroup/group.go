@@ -31,6 +31,7 @@ type Group struct {
 	c    *Controller
 	id   string
 	dirs []string // as Controller.dirs
+	top  string   // of the hierarchy, for a group that was not made here
 }
 
 // Path is the group's directory, for messages.

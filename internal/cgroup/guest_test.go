@@ -56,7 +56,7 @@ func initTests() error {
 		cmd.Stdout, cmd.Stderr, cmd.SysProcAttr = os.Stdout, os.Stderr, attr
 		return cmd.Run()
 	}
-	if err := tests(nil, "TestShareIsHeld|TestServersLeaveEachOtherAlone|TestGovern|TestBadInput|TestReclaim"); err != nil {
+	if err := tests(nil, "TestShareIsHeld|TestServersLeaveEachOtherAlone|TestGovern|TestGovernWhereItIs|TestBadInput|TestReclaim"); err != nil {
 		return fmt.Errorf("as root: %w", err)
 	}
 	own := filepath.Join(top, "users", "service")

@@ -95,6 +95,41 @@ func TestVersion2(t *testing.T) {
 	must(t, g.Remove(t.Context()))
 }
 
+// What the engine has put into a group of version 2 is bounded in it, and left there.
+func TestVersion2Given(t *testing.T) {
+	tr := newTree(t)
+	c, err := open(t.Context(), Options{Owner: owner}, tr.system(0, "/"))
+	must(t, err)
+	must(t, os.MkdirAll(filepath.Join(tr.top, "jails/one"), 0o700))
+	tr.fill("jails", "cpu pids")
+	tr.fill("jails/one", "pids") // the jailer hands down no more than it needs
+	must(t, os.Remove(filepath.Join(tr.top, "jails/one/cpu.max")))
+	own := []string{filepath.Join(tr.top, "jails/one")}
+	must(t, c.Govern(t.Context(), "vm", 77, own, 0))
+	if got := tr.read("jails/cgroup.subtree_control"); got != "" {
+		t.Errorf("without a bound %q is handed down", got)
+	}
+	if err := c.Govern(t.Context(), "vm", 77, own, 1.5); err == nil || tr.read("jails/cgroup.subtree_control") != "+cpu" {
+		t.Errorf("it is bounded without the controller (%v), or that is not handed down", err)
+	}
+	must(t, os.WriteFile(filepath.Join(own[0], "cpu.max"), nil, 0o600)) // which the kernel makes now
+	must(t, c.Govern(t.Context(), "vm", 77, own, 1.5))
+	if max, procs := tr.read("jails/one/cpu.max"), tr.read("jails/one/cgroup.procs"); max != "150000 100000" || procs != "77" {
+		t.Errorf("its bound is %q, in it is %q", max, procs)
+	}
+	must(t, c.Govern(t.Context(), "vm", 77, own, 0))
+	if got := tr.read("jails/one/cpu.max"); got != "max 100000" {
+		t.Error(got)
+	}
+	if ids, err := c.List(); err != nil || len(ids) > 0 {
+		t.Errorf("it has another group: %v, %v", ids, err)
+	}
+	must(t, c.Govern(t.Context(), "vm", 77, []string{"/sys/fs/cgroup/pids/jails/one"}, 1)) // of another hierarchy
+	if got := tr.read("spore/" + owner + ".vm/cgroup.procs"); got != "77" {
+		t.Error(got)
+	}
+}
+
 // A server in a container sees its own group as the root, and one with a user of its own may only use what it was given.
 func TestVersion2Delegated(t *testing.T) {
 	tr := newTree(t)

@@ -27,7 +27,11 @@ func (n *Node) govern(ctx context.Context, m *machine, cpus float64) error {
 		n.mu.Lock()
 		m.owner.Governed = true
 		n.mu.Unlock()
-		return n.opt.Governor.Govern(ctx, m.id, m.vm.PID(), cpus)
+		var own []string
+		if g, is := m.vm.(vmm.Grouped); is {
+			own = g.Cgroups()
+		}
+		return n.opt.Governor.Govern(ctx, m.id, m.vm.PID(), own, cpus)
 	}
 	if cpus == 0 {
 		return nil

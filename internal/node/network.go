@@ -50,9 +50,9 @@ type Link struct {
 
 // Governor bounds the processor time of VMs.
 type Governor interface {
-	// Govern bounds the process of a VM to so many processors' worth of time; 0 lifts the bound. spore.CodeUnsupported says why
-	// the server cannot.
-	Govern(ctx context.Context, vm string, pid int, cpus float64) error
+	// Govern bounds the process of a VM to so many processors' worth of time; 0 lifts the bound. own are the control groups that its
+	// engine has put it into, whose limits go on to hold. spore.CodeUnsupported says why the server cannot.
+	Govern(ctx context.Context, vm string, pid int, own []string, cpus float64) error
 	// Release removes what Govern made for a VM whose process has ended. It is idempotent.
 	Release(ctx context.Context, vm string) error
 	// Recover removes what was made for VMs other than these.

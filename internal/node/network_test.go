@@ -75,7 +75,7 @@ func (c *cables) Recover(_ context.Context, keep []Attached) (map[string]error, 
 // governor is what cables do about processor time.
 type governor struct{ c *cables }
 
-func (g governor) Govern(_ context.Context, vm string, _ int, cpus float64) error {
+func (g governor) Govern(_ context.Context, vm string, _ int, _ []string, cpus float64) error {
 	g.c.mu.Lock()
 	defer g.c.mu.Unlock()
 	g.c.governed[vm] = cpus

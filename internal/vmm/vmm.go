@@ -102,6 +102,12 @@ type Throttler interface {
 	LimitDrive(ctx context.Context, id string, l DriveLimits) error
 }
 
+// Grouped is a VM whose process was started in control groups, under limits that hold for as long as it stays in them.
+type Grouped interface {
+	// Cgroups are the directories of these groups. They go with the process.
+	Cgroups() []string
+}
+
 // Reclaimer is a VM whose memory the host can take back while it is idle.
 type Reclaimer interface {
 	// Reclaim moves what the VM holds of memory for itself to the host's swap and tells how many bytes went. The guest

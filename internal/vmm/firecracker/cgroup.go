@@ -11,7 +11,14 @@ import (
 	"time"
 
 	"golang.org/x/sys/unix"
+
+	"github.com/sporevm/spore/internal/vmm"
 )
+
+var _ vmm.Grouped = (*machine)(nil)
+
+// Cgroups are the control groups that the jailer has put the VM into; see vmm.Grouped.
+func (m *machine) Cgroups() []string { return slices.Clone(m.jail.cgroup) }
 
 // maxThreads bounds what one VM may fork: Firecracker has one thread for each vCPU and two more, and the jailer forks
 // at most twice.

@@ -78,8 +78,8 @@ func TestProcessIsConfined(t *testing.T) {
 	if sid, err := unix.Getsid(vm.PID()); err != nil || sid != vm.PID() {
 		t.Errorf("its session is %d (%v)", sid, err)
 	}
-	if len(vm.jail.cgroup) > 0 {
-		procs, err := os.ReadFile(filepath.Join(vm.jail.cgroup[0], "cgroup.procs"))
+	if groups := vm.Cgroups(); len(groups) > 0 {
+		procs, err := os.ReadFile(filepath.Join(groups[0], "cgroup.procs"))
 		if err != nil || !strings.Contains(string(procs), fmt.Sprint(vm.PID())) {
 			t.Errorf("it is not in its cgroup: %q, %v", procs, err)
 		}
