@@ -4,7 +4,6 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"io"
 	"log/slog"
 	"net/netip"
 	"sync"
@@ -100,8 +99,8 @@ func (e *engine) configure() error {
 	return errors.Join(problems...)
 }
 
-// run carries conn's frames until it ends or ctx does, and takes everything down.
-func (e *engine) run(ctx context.Context, conn io.ReadWriteCloser) error {
+// run carries the VM's frames until it is gone or ctx ends, and takes everything down.
+func (e *engine) run(ctx context.Context, c cable) error {
 	defer e.close()
 	gateway := tcpip.FullAddress{NIC: nicID, Addr: tcpip.AddrFrom4(GatewayAddress.As4()), Port: 53}
 	pc, err := gonet.DialUDP(e.stack, &gateway, nil, ipv4.ProtocolNumber)
@@ -119,7 +118,7 @@ func (e *engine) run(ctx context.Context, conn io.ReadWriteCloser) error {
 	})
 	stop := context.AfterFunc(ctx, e.cancel)
 	defer stop()
-	return e.wire.carry(e.ctx, conn)
+	return e.wire.carry(e.ctx, c)
 }
 
 // close ends every connection and waits until all that ran for the guest has ended.

@@ -80,7 +80,8 @@ func TestNobodyConnects(t *testing.T) {
 		must(t, err)
 		return l
 	}
-	must(t, (&sidecar{engine: e, log: quiet()}).run(listener("f"), listener("c")))
+	s := &sidecar{engine: e, log: quiet()}
+	must(t, s.run(func(ctx context.Context) (cable, error) { return s.accept(ctx, listener("f")) }, listener("c")))
 }
 
 func TestNoVMSpeaks(t *testing.T) {

@@ -65,24 +65,37 @@ func start(dir string, spec Spec, opts Options) (err error) {
 		return diskError("make the log of the network", err)
 	}
 	defer log.Close()
-	frames, err := listen(dir, nameFrames)
-	if err != nil {
-		return err
-	}
-	defer frames.Close()
 	control, err := listen(dir, nameControl)
 	if err != nil {
 		return err
 	}
 	defer control.Close()
+	files := []*os.File{nil, log, log, nil, control}
+	if spec.Tap {
+		t, err := newTap()
+		if err != nil {
+			return err
+		}
+		defer t.Close()
+		files[fdFrames] = t.packets
+		files = append(files, t.events, t.ns)
+	} else {
+		frames, err := listen(dir, nameFrames)
+		if err != nil {
+			return err
+		}
+		defer frames.Close()
+		files[fdFrames] = frames
+	}
 	in, out, err := os.Pipe()
 	if err != nil {
 		return fmt.Errorf("usernet: %w", err)
 	}
 	defer in.Close()
 	defer out.Close()
+	files[0] = in
 	child, err := os.StartProcess(opts.Program, opts.Args, &os.ProcAttr{
-		Dir: "/", Env: []string{"LC_ALL=C"}, Files: []*os.File{in, log, log, frames, control},
+		Dir: "/", Env: []string{"LC_ALL=C"}, Files: files,
 		Sys: &syscall.SysProcAttr{Setsid: true},
 	})
 	if err != nil {
@@ -121,8 +134,18 @@ func Open(dir string) (*Link, error) {
 	return l, nil
 }
 
-// Socket is the path at which the sidecar takes the VM's frames: vmm.NIC.Socket.
+// Socket is the path at which the sidecar takes the VM's frames, unless by a TAP device: vmm.NIC.Socket.
 func (l *Link) Socket() string { return filepath.Join(l.dir, nameFrames) }
+
+// NetNS is the path of the network namespace in which the VM finds TapName: vmm.NIC.NetNS. It leads there for as long as the sidecar
+// lives. It fails with spore.CodeNotFound when the sidecar has ended.
+func (l *Link) NetNS() (string, error) {
+	r, err := readRecord(l.dir)
+	if err != nil || !r.lives() {
+		return "", l.gone().WithCause(err)
+	}
+	return fmt.Sprintf("/proc/%d/fd/%d", r.PID, fdNetNS), nil
+}
 
 // Ready waits until the sidecar serves. It fails with spore.CodeNotFound, and the reason, when it has ended.
 func (l *Link) Ready(ctx context.Context) error {

@@ -22,8 +22,10 @@ import (
 
 // Descriptors that a sidecar is started with, besides its specification on standard input.
 const (
-	fdFrames  = 3
+	fdFrames  = 3 // a socket that listens, or a packet socket on a TAP device
 	fdControl = 4
+	fdEvents  = 5 // with a TAP device: tells of it
+	fdNetNS   = 6 // with a TAP device: where it is, for those who look into this process's descriptors
 )
 
 // memoryGoal is where a sidecar's memory is collected harder.
@@ -41,10 +43,6 @@ func Main(args []string) int {
 }
 
 func serve(log *slog.Logger) error {
-	frames, err := inherited(fdFrames)
-	if err != nil {
-		return err
-	}
 	control, err := inherited(fdControl)
 	if err != nil {
 		return err
@@ -53,18 +51,31 @@ func serve(log *slog.Logger) error {
 	if err != nil {
 		return err
 	}
+	var plug func(context.Context) (cable, error)
+	s := &sidecar{log: log}
+	if spec.Tap {
+		p, err := inheritPackets(fdFrames, fdEvents)
+		if err != nil {
+			return err
+		}
+		plug = func(ctx context.Context) (cable, error) { return s.await(ctx, p) }
+	} else {
+		frames, err := inherited(fdFrames)
+		if err != nil {
+			return err
+		}
+		plug = func(ctx context.Context) (cable, error) { return s.accept(ctx, frames) }
+	}
 	// It moves bytes and does not compute: more threads would only be more to schedule.
 	runtime.GOMAXPROCS(min(2, runtime.NumCPU()))
 	debug.SetMemoryLimit(memoryGoal)
 	if err := confine(spec.UID); err != nil {
 		return err
 	}
-	e, err := newEngine(spec, log)
-	if err != nil {
+	if s.engine, err = newEngine(spec, log); err != nil {
 		return err
 	}
-	s := &sidecar{engine: e, log: log}
-	return s.run(frames, control)
+	return s.run(plug, control)
 }
 
 func inherited(fd uintptr) (*net.UnixListener, error) {
@@ -137,18 +148,18 @@ type sidecar struct {
 	end       context.CancelFunc
 }
 
-// run serves one VM until it leaves.
-func (s *sidecar) run(frames, control *net.UnixListener) error {
+// run serves one VM until it leaves. plug waits for it; nil when it did not come.
+func (s *sidecar) run(plug func(context.Context) (cable, error), control *net.UnixListener) error {
 	ctx, cancel := context.WithCancel(context.Background())
 	defer cancel()
 	s.end = cancel
 	answered := make(chan error, 1)
 	go func() { answered <- serveControl(ctx, control, s.obey) }()
 	go s.watchHost(ctx)
-	conn, err := s.accept(ctx, frames)
-	if err == nil && conn != nil {
+	vm, err := plug(ctx)
+	if err == nil && vm != nil {
 		s.connected.Store(true)
-		err = s.engine.run(ctx, conn)
+		err = s.engine.run(ctx, vm)
 	} else {
 		s.engine.close()
 	}
@@ -156,8 +167,8 @@ func (s *sidecar) run(frames, control *net.UnixListener) error {
 	return errors.Join(err, <-answered)
 }
 
-// accept waits for the VM, for a while; nil when it did not come. There is one VM, so whoever comes later finds nothing.
-func (s *sidecar) accept(ctx context.Context, l *net.UnixListener) (net.Conn, error) {
+// accept waits for the VM to connect, for a while. There is one VM, so whoever comes later finds nothing.
+func (s *sidecar) accept(ctx context.Context, l *net.UnixListener) (cable, error) {
 	defer l.Close()
 	stop := context.AfterFunc(ctx, func() { l.Close() })
 	defer stop()
@@ -167,7 +178,7 @@ func (s *sidecar) accept(ctx context.Context, l *net.UnixListener) (net.Conn, er
 	conn, err := l.Accept()
 	switch {
 	case err == nil:
-		return conn, nil
+		return newStream(conn), nil
 	case ctx.Err() != nil:
 		return nil, nil
 	case errors.Is(err, os.ErrDeadlineExceeded):
@@ -175,6 +186,18 @@ func (s *sidecar) accept(ctx context.Context, l *net.UnixListener) (net.Conn, er
 		return nil, nil
 	}
 	return nil, fmt.Errorf("usernet: %w", err)
+}
+
+// await waits for the VM to open its TAP device, for a while.
+func (s *sidecar) await(ctx context.Context, p *packets) (cable, error) {
+	came, err := p.await(ctx, connectFor)
+	if err == nil && came {
+		return p, nil
+	}
+	if err == nil && ctx.Err() == nil {
+		s.log.Info("no VM has opened its TAP device")
+	}
+	return nil, errors.Join(err, p.Close())
 }
 
 // watchHost keeps the policy right when the host's addresses change.

@@ -51,7 +51,7 @@ func FuzzFrames(f *testing.F) {
 	must(f, err)
 	guest, link := net.Pipe()
 	ended := make(chan error, 1)
-	go func() { ended <- e.run(context.Background(), link) }()
+	go func() { ended <- e.run(context.Background(), newStream(link)) }()
 	f.Cleanup(func() {
 		guest.Close()
 		if err := <-ended; err != nil {

@@ -4,7 +4,9 @@
 //
 // The process, the sidecar, is this program under a hidden name; see Main. Start starts one in a VM's directory. It belongs
 // to the VM rather than to the server: it goes on when the server ends, a later server finds it with Open, and it ends with
-// the VM's connection. Everything that comes from the guest is hostile; so all that a guest can make the sidecar hold or do
+// the VM's connection, which is a stream socket or, for a VM that takes frames from nothing else, a TAP device.
+//
+// Everything that comes from the guest is hostile; so all that a guest can make the sidecar hold or do
 // is bounded, and the sidecar has no right that the VM has not.
 package usernet
 
@@ -70,6 +72,9 @@ type Spec struct {
 	Rates  Rates        `json:"rates"`
 	// UID is the user that a sidecar becomes that is started by root; 0 or less keeps the user.
 	UID int `json:"uid,omitempty"`
+	// Tap is for a VM that takes frames from a TAP device only: it finds TapName in the network namespace Link.NetNS, and there is no
+	// Link.Socket. Only root can start such a sidecar; see ProbeTap.
+	Tap bool `json:"tap,omitempty"`
 	// ResolvConf names the file that says which name servers to ask; default /etc/resolv.conf.
 	ResolvConf string `json:"resolvConf,omitempty"`
 	// Nameservers are asked instead of those that ResolvConf names.

@@ -416,7 +416,7 @@ func TestGuestThatTakesNothing(t *testing.T) {
 	go func() {
 		conn, err := socket.Accept()
 		if err == nil {
-			err = e.run(context.Background(), conn)
+			err = e.run(context.Background(), newStream(conn))
 		}
 		ended <- err
 	}()

@@ -1,12 +1,9 @@
 package usernet
 
 import (
-	"bufio"
 	"context"
 	"encoding/binary"
 	"errors"
-	"fmt"
-	"io"
 	"net/netip"
 	"sync"
 	"sync/atomic"
@@ -50,27 +47,26 @@ func (w *wire) learn(mac []byte) {
 // errNoVM is the failure of a connection that does not speak as a VM does.
 var errNoVM = errors.New("usernet: whoever is connected is no VM")
 
-// carry moves frames between the stack and conn until conn ends or ctx does. It closes conn.
-func (w *wire) carry(ctx context.Context, conn io.ReadWriteCloser) error {
+// carry moves frames between the stack and the VM until the VM is gone or ctx ends. It closes the cable.
+func (w *wire) carry(ctx context.Context, c cable) error {
 	ctx, cancel := context.WithCancel(ctx)
-	stop := context.AfterFunc(ctx, func() { conn.Close() })
+	stop := context.AfterFunc(ctx, func() { c.Close() })
 	defer stop()
 	var wg sync.WaitGroup
-	wg.Go(func() { w.write(ctx, conn); cancel() })
-	err := w.read(conn)
+	wg.Go(func() { w.write(ctx, c); cancel() })
+	err := w.read(c)
 	cancel()
 	wg.Wait()
-	conn.Close() // may have been done already
+	c.Close() // may have been done already
 	if errors.Is(err, errNoVM) {
 		return err
 	}
 	return nil // however a VM's end looks from here
 }
 
-func (w *wire) read(conn io.Reader) error {
-	r := newFrameReader(conn)
+func (w *wire) read(c cable) error {
 	for {
-		frame, err := r.next()
+		frame, err := c.receive()
 		if err != nil {
 			return err
 		}
@@ -79,34 +75,6 @@ func (w *wire) read(conn io.Reader) error {
 			w.dropped.Add(1)
 		}
 	}
-}
-
-// frameReader reads frames, each after its length in 4 bytes, big-endian.
-type frameReader struct {
-	in  *bufio.Reader
-	buf [14 + mtu]byte
-}
-
-func newFrameReader(r io.Reader) *frameReader {
-	return &frameReader{in: bufio.NewReaderSize(r, 64<<10)}
-}
-
-// next is the next frame, valid until the one after; empty for one that is too long for the link.
-func (r *frameReader) next() ([]byte, error) {
-	var head [4]byte
-	if _, err := io.ReadFull(r.in, head[:]); err != nil {
-		return nil, err
-	}
-	size := binary.BigEndian.Uint32(head[:])
-	if size > maxFrame {
-		return nil, fmt.Errorf("%w: it sends a frame of %d bytes", errNoVM, size)
-	}
-	if int(size) > len(r.buf) {
-		_, err := r.in.Discard(int(size))
-		return nil, err
-	}
-	_, err := io.ReadFull(r.in, r.buf[:size])
-	return r.buf[:size], err
 }
 
 const etherHeader = header.EthernetMinimumSize
@@ -186,13 +154,12 @@ func (w *wire) send(protocol tcpip.NetworkProtocolNumber, parts ...[]byte) bool 
 	for _, p := range parts {
 		size += len(p)
 	}
-	frame := make([]byte, 4+etherHeader, 4+size)
-	binary.BigEndian.PutUint32(frame, uint32(size))
+	frame := make([]byte, headroom+etherHeader, headroom+size)
 	var to [8]byte
 	binary.BigEndian.PutUint64(to[:], w.guest.Load())
-	copy(frame[4:], to[2:])
-	copy(frame[10:], gatewayMAC[:])
-	binary.BigEndian.PutUint16(frame[16:], uint16(protocol))
+	copy(frame[headroom:], to[2:])
+	copy(frame[headroom+6:], gatewayMAC[:])
+	binary.BigEndian.PutUint16(frame[headroom+12:], uint16(protocol))
 	for _, p := range parts {
 		frame = append(frame, p...)
 	}
@@ -205,27 +172,31 @@ func (w *wire) send(protocol tcpip.NetworkProtocolNumber, parts ...[]byte) bool 
 }
 
 // write sends what is queued, as much at a time as there is.
-func (w *wire) write(ctx context.Context, conn io.Writer) {
-	const batch = 64 << 10
-	buf := make([]byte, 0, batch+maxFrame)
+func (w *wire) write(ctx context.Context, c cable) {
+	const most = 48
+	batch := make([][]byte, 0, most)
 	for {
 		select {
 		case <-ctx.Done():
 			return
 		case frame := <-w.queue:
-			buf = append(buf[:0], frame...)
+			batch = append(batch[:0], frame)
 		}
 	more:
-		for len(buf) < batch {
+		for len(batch) < most {
 			select {
 			case frame := <-w.queue:
-				buf = append(buf, frame...)
+				batch = append(batch, frame)
 			default:
 				break more
 			}
 		}
-		w.inBytes.Add(int64(len(buf)))
-		if _, err := conn.Write(buf); err != nil {
+		for _, frame := range batch {
+			w.inBytes.Add(int64(len(frame) - headroom))
+		}
+		lost, err := c.send(batch)
+		w.dropped.Add(int64(lost))
+		if err != nil {
 			return // the reader notices, and says why
 		}
 	}

@@ -43,7 +43,7 @@ func TestMain(m *testing.M) {
 		os.Exit(Main(os.Args[2:]))
 	}
 	if len(os.Args) > 1 && os.Args[1] == "start-and-wait" {
-		os.Exit(startAndWait(os.Args[2]))
+		os.Exit(startAndWait(os.Args[2], len(os.Args) > 3 && os.Args[3] == "tap"))
 	}
 	os.Exit(m.Run())
 }
@@ -450,8 +450,8 @@ func (g *inner) resolve(network, name string) string {
 }
 
 // startAndWait is a server that starts a sidecar and stays until it is killed.
-func startAndWait(dir string) int {
-	if _, err := Start(dir, Spec{ID: "s1"}, Options{}); err != nil {
+func startAndWait(dir string, tap bool) int {
+	if _, err := Start(dir, Spec{ID: "s1", Tap: tap}, Options{}); err != nil {
 		fmt.Fprintln(os.Stderr, err)
 		return 1
 	}
