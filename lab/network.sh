@@ -1,6 +1,6 @@
 #!/bin/bash
-# Sandboxes in isolated networks: what they may reach and what not, clones side by side, after a rollback, and that nothing is left of
-# them. The engine is QEMU, or the Firecracker that the name of this file ends with.
+# Sandboxes in isolated networks: what they may reach and what not, clones side by side, after a rollback, and one beside them in mode
+# user; and that nothing is left of them. The engine is QEMU, or the Firecracker that the name of this file ends with.
 set -euo pipefail
 
 spore=/cargo/spore
@@ -37,12 +37,27 @@ hears() {
   echo "PASS $3"
 }
 
+# moves has a sandbox fetch a file from the host and send it back, and looks whether it is the same each time.
+moves() {
+  local sandbox=$1 what=$2 sum
+  sum=$(md5sum <"$data.www/bulk")
+  busybox nc -l -p 8001 -s 203.0.113.1 >"$data.www/back" </dev/null &
+  local listener=$!
+  [ "$("$spore" sandbox exec "$sandbox" -- sh -c \
+    'cd /tmp && wget -q -O bulk http://203.0.113.1:8000/bulk && md5sum <bulk && nc -w 20 203.0.113.1 8001 <bulk' </dev/null)" = "$sum" ] ||
+    fail "$sandbox did not fetch what is there: $what"
+  wait "$listener" || true
+  [ "$(md5sum <"$data.www/back")" = "$sum" ] || fail "what $sandbox sent did not arrive: $what"
+  echo "PASS $what"
+}
+
 # An address of the host that guests may reach only when it is named, with a server on it.
 busybox ip link add lab0 type dummy
 busybox ip addr add 203.0.113.1/24 dev lab0
 busybox ip link set lab0 up
 mkdir "$data.www"
 echo "a page" >"$data.www/page"
+head -c 4194304 /dev/urandom >"$data.www/bulk"
 busybox httpd -f -p 203.0.113.1:8000 -h "$data.www" &
 httpd=$!
 
@@ -69,6 +84,8 @@ hears "$a" nothing "no more allowed"
 "$spore" rollback "$a" "$snap" >/dev/null
 "$spore" sandbox set "$a" --allow-cidr 203.0.113.1 >/dev/null
 hears "$a" "a page" "after a rollback"
+u=$("$spore" fork "$snap" -q --network user --allow-cidr 203.0.113.1)
+moves "$u" "4 MiB there and back in mode user"
 kill -KILL "$server"
 wait "$server" || true
 server=
@@ -80,10 +97,14 @@ for _ in $(seq 600); do
   sleep 0.1
 done
 hears "$a" "a page" "after the server was killed"
-"$spore" sandbox rm "$a" "$b" "$c" >/dev/null
+hears "$u" "a page" "in mode user as well"
+"$spore" sandbox set "$u" --allow-cidr none >/dev/null
+hears "$u" nothing "no more allowed in mode user"
+"$spore" sandbox rm "$a" "$b" "$c" "$u" >/dev/null
 kill -TERM "$server"
 wait "$server"
 server=
 [ -z "$("$spore" doctor --clean -q)" ] || fail "something is left"
+[ -z "$(find "$data/vms" -name net.json)" ] || fail "network processes are left"
 [ -z "$(ls /run/netns 2>/dev/null)" ] || fail "namespaces are left: $(ls /run/netns)"
 echo "PASS nothing is left"

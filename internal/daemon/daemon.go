@@ -175,7 +175,9 @@ func openNode(ctx context.Context, cfg Config, dir *dataDir, nets *networks) (_ 
 	if err != nil {
 		return nil, nil, err
 	}
-	nets.fit(name)
+	if err := nets.fit(name, dir.join("vms")); err != nil {
+		return nil, nil, err
+	}
 	governor, noGovernor, err := openGovernor(ctx, dir)
 	if err != nil {
 		return nil, nil, err

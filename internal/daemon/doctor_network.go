@@ -7,12 +7,20 @@ import (
 	"os"
 	"path/filepath"
 
+	"github.com/sporevm/spore"
 	"github.com/sporevm/spore/internal/cgroup"
 	"github.com/sporevm/spore/internal/network"
+	"github.com/sporevm/spore/internal/network/usernet"
 )
 
+// userNetwork says which engines can connect VMs through a process of their own each.
 func userNetwork() Finding {
-	return Finding{Name: "network user", Verdict: FindingOK, Detail: "with QEMU; needs nothing of the host"}
+	f := Finding{Name: "network user", Verdict: FindingOK, Detail: "a process for each sandbox, with its own network stack"}
+	if err := usernet.ProbeTap(); err != nil {
+		// QEMU needs nothing of the host for it, so whoever does not use Firecracker lacks nothing.
+		f.Detail += "; with QEMU only: " + spore.AsError(err).Message
+	}
+	return f
 }
 
 // isolatedNetwork asks the manager of isolated networks whether it could do its work here.

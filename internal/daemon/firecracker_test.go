@@ -12,6 +12,8 @@ import (
 	"github.com/sporevm/spore"
 	"github.com/sporevm/spore/api"
 	"github.com/sporevm/spore/internal/daemon"
+	"github.com/sporevm/spore/internal/network/usernet"
+	"github.com/sporevm/spore/internal/testbed"
 	"github.com/sporevm/spore/internal/vmm/firecracker/fcdouble"
 )
 
@@ -60,8 +62,16 @@ func testServedByFirecracker(t *testing.T, cfg serving, upgrade func()) {
 	ctx := t.Context()
 	srv := start(t, cfg)
 	srv.installKernel(t)
-	srv.build(t, "old", "busybox")
+	tj, err := srv.BuildTemplate(ctx, api.BuildRequest{
+		Name: "old", Image: testbed.Ref(testbed.Image(t, "busybox")), MemoryMiB: 256, DiskMiB: 512, Network: &api.Network{Mode: spore.NetworkUser},
+	})
+	if err != nil {
+		t.Fatal(err)
+	}
+	srv.await(t, tj)
 	a := srv.create(t, "old")
+	plugged := func(n int) { t.Helper(); wantPlugged(t, cfg.DataDir, n) }
+	plugged(1)
 	runs := func(id string) {
 		t.Helper()
 		if out, err := srv.Sandbox(id).Command(ctx, "/bin/true").CombinedOutput(); err != nil {
@@ -76,6 +86,7 @@ func testServedByFirecracker(t *testing.T, cfg serving, upgrade func()) {
 	runs(a.ID)
 	b := srv.create(t, snap.ID)
 	runs(b.ID)
+	plugged(2)
 
 	srv.crash()
 	upgrade()
@@ -83,6 +94,10 @@ func testServedByFirecracker(t *testing.T, cfg serving, upgrade func()) {
 	srv = start(t, cfg)
 	runs(a.ID)
 	runs(b.ID)
+	plugged(2)
+	if _, err := srv.UpdateSandbox(ctx, a.ID, api.SandboxUpdate{Egress: api.EgressUpdate{Internet: new(bool)}}); err != nil {
+		t.Errorf("another policy for a sandbox of the server before: %v", err)
+	}
 	nodes, err := srv.ListNodes(ctx, false)
 	if err != nil || len(nodes) != 1 {
 		t.Fatalf("%v, %v", nodes, err)
@@ -118,6 +133,34 @@ func testServedByFirecracker(t *testing.T, cfg serving, upgrade func()) {
 		}
 	}
 	srv.clean(t)
+	plugged(0)
+}
+
+// wantPlugged waits until there are n network processes, each with a VM on its TAP device, and no VM that lacks one.
+func wantPlugged(t *testing.T, dir string, n int) {
+	t.Helper()
+	for deadline := time.Now().Add(time.Minute); ; time.Sleep(20 * time.Millisecond) {
+		records, err := filepath.Glob(filepath.Join(dir, "vms", "*", "net.json"))
+		if err != nil {
+			t.Fatal(err)
+		}
+		plugged := 0
+		for _, path := range records {
+			link, err := usernet.Open(filepath.Dir(path))
+			if err != nil {
+				continue
+			}
+			if stats, err := link.Stats(t.Context()); err == nil && stats.Connected {
+				plugged++
+			}
+		}
+		if plugged == n && len(records) == n {
+			return
+		}
+		if time.Now().After(deadline) {
+			t.Fatalf("of %d networks %d have a VM; there are to be %d", len(records), plugged, n)
+		}
+	}
 }
 
 // endHypervisorOf kills the Firecracker of a sandbox. A jail hides where its process lives, but its record says which it is.

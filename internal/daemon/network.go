@@ -14,7 +14,7 @@ import (
 	"github.com/sporevm/spore/internal/network/usernet"
 	"github.com/sporevm/spore/internal/node"
 	"github.com/sporevm/spore/internal/vmm"
-	"github.com/sporevm/spore/internal/vmm/qemu"
+	"github.com/sporevm/spore/internal/vmm/firecracker"
 )
 
 // NetworkCommand is the word on the command line that makes this program the network stack of one sandbox.
@@ -47,12 +47,23 @@ func openNetworks(cfg Config, dir *dataDir) (*networks, error) {
 	return n, nil
 }
 
-// fit leaves out the ways in which an engine cannot connect its VMs.
-func (n *networks) fit(engine string) {
-	if engine == EngineFirecracker {
-		delete(n.by, spore.NetworkUser)
-		n.no[spore.NetworkUser] = spore.Errorf(spore.CodeUnsupported, "Firecracker takes traffic from TAP devices only")
+// fit suits the ways of connecting to an engine, and leaves out those that it cannot use here.
+func (n *networks) fit(engine, vms string) error {
+	if engine != EngineFirecracker {
+		return nil
 	}
+	err := usernet.ProbeTap()
+	switch {
+	case err == nil:
+		n.by[spore.NetworkUser] = userNetworks{vms: vms, tap: true}
+		return nil
+	case spore.CodeOf(err) != spore.CodeUnsupported:
+		return err
+	}
+	delete(n.by, spore.NetworkUser)
+	n.no[spore.NetworkUser] = spore.Errorf(spore.CodeUnsupported, "Firecracker takes traffic from TAP devices only: %s", spore.AsError(err).Message).
+		WithHint("%s", spore.AsError(err).Hint).WithCause(err)
+	return nil
 }
 
 func (n *networks) Close() error {
@@ -63,13 +74,16 @@ func (n *networks) Close() error {
 }
 
 // userNetworks connect VMs through a process of their own each, which belongs to the VM rather than to the server.
-type userNetworks struct{ vms string }
+type userNetworks struct {
+	vms string
+	tap bool // VMs take traffic from TAP devices only
+}
 
 // stackUIDs are the users that network stacks become when the server is root: as many as VMs have, and none of theirs.
-const stackUIDs = qemu.DefaultUIDBase + 1<<20
+const stackUIDs = firecracker.DefaultUIDBase + 1<<20 // QEMU's are below
 
 func (u userNetworks) Attach(ctx context.Context, vm, dir string, n spore.Network, l spore.Limits) (node.Link, error) {
-	spec := usernet.Spec{ID: vm, Egress: n.Egress, Rates: usernet.RatesOf(l)}
+	spec := usernet.Spec{ID: vm, Egress: n.Egress, Rates: usernet.RatesOf(l), Tap: u.tap}
 	if os.Geteuid() == 0 {
 		h := fnv.New32a()
 		h.Write([]byte(vm))
@@ -82,8 +96,15 @@ func (u userNetworks) Attach(ctx context.Context, vm, dir string, n spore.Networ
 	if err := link.Ready(ctx); err != nil {
 		return node.Link{}, errors.Join(err, link.Stop(context.WithoutCancel(ctx)))
 	}
+	nic := vmm.NIC{Socket: link.Socket()}
+	if u.tap {
+		if nic.NetNS, err = link.NetNS(); err != nil {
+			return node.Link{}, errors.Join(err, link.Stop(context.WithoutCancel(ctx)))
+		}
+		nic.Socket, nic.Tap = "", usernet.TapName
+	}
 	return node.Link{
-		NIC: vmm.NIC{Socket: link.Socket()}, Address: netip.PrefixFrom(usernet.GuestAddress, network.GuestAddress.Bits()),
+		NIC: nic, Address: netip.PrefixFrom(usernet.GuestAddress, network.GuestAddress.Bits()),
 		Gateway: usernet.GatewayAddress, Nameservers: []netip.Addr{usernet.GatewayAddress},
 	}, nil
 }

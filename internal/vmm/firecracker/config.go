@@ -97,7 +97,7 @@ func checkNIC(nic vmm.NIC) error {
 		return spore.Invalidf("nic.netNS", "a network namespace is of no use without a TAP device")
 	case nic.Socket != "":
 		return spore.Errorf(spore.CodeUnsupported, "Firecracker takes a VM's network traffic from a TAP device only, not from a socket").
-			WithHint("use the network mode isolated, which needs root, or the QEMU engine")
+			WithHint("give it a TAP device, in a network namespace of its own")
 	}
 	return nil
 }
