@@ -48,11 +48,18 @@ func BenchmarkStream(b *testing.B) {
 
 // BenchmarkStart starts sidecars until they serve, and ends them.
 func BenchmarkStart(b *testing.B) {
-	dir := b.TempDir()
-	for b.Loop() {
-		l, err := Start(dir, Spec{ID: "s1"}, Options{})
-		must(b, err)
-		must(b, l.Ready(b.Context()))
-		must(b, l.Stop(b.Context()))
+	for name, tap := range map[string]bool{"socket": false, "tap": true} {
+		b.Run(name, func(b *testing.B) {
+			if tap {
+				newNamespace(b) // or it is skipped
+			}
+			dir := b.TempDir()
+			for b.Loop() {
+				l, err := Start(dir, Spec{ID: "s1", Tap: tap}, Options{})
+				must(b, err)
+				must(b, l.Ready(b.Context()))
+				must(b, l.Stop(b.Context()))
+			}
+		})
 	}
 }

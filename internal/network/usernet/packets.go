@@ -23,6 +23,7 @@ const (
 	vnetNeedsChecksum = 1 // in the flags: the transport checksum is not there yet
 	vnetWhole         = 0 // in the kind: an ordinary frame
 	vnetTCP4          = 1 // a TCP segment over IPv4 that is longer than the link carries
+	vnetUDP           = 3 // the same of a datagram, which is to be sent in fragments
 	vnetECN           = 0x80
 )
 
@@ -74,7 +75,7 @@ func finish(raw []byte) []byte {
 	flags, kind, frame := raw[0], raw[1], raw[vnetHeader:]
 	switch {
 	case kind == vnetWhole && len(frame) <= etherHeader+mtu:
-	case kind&^vnetECN == vnetTCP4: // the stack takes it in one piece
+	case kind&^vnetECN == vnetTCP4, kind == vnetUDP: // the stack takes it in one piece
 	default:
 		return nil
 	}

@@ -257,6 +257,27 @@ func TestTapWaits(t *testing.T) {
 	}
 }
 
+// TestTapTakesRoot asks for a device as somebody who may not have one.
+func TestTapTakesRoot(t *testing.T) {
+	if os.Geteuid() == 0 {
+		must(t, thread.Apart(func() error {
+			const nobody = 65534
+			if _, _, errno := syscall.RawSyscall(unix.SYS_SETRESUID, nobody, nobody, nobody); errno != 0 { // of this thread alone
+				return errno
+			}
+			wantCode(t, "ProbeTap", ProbeTap(), spore.CodeUnsupported)
+			return nil
+		}))
+		must(t, ProbeTap())
+		return
+	}
+	wantCode(t, "ProbeTap", ProbeTap(), spore.CodeUnsupported)
+	dir := t.TempDir()
+	_, err := Start(dir, Spec{ID: "s1", Tap: true}, Options{})
+	wantCode(t, "Start", err, spore.CodeUnsupported)
+	cleaned(t, dir)
+}
+
 func FuzzFinish(f *testing.F) {
 	segment := header.TCP(make([]byte, header.TCPMinimumSize+3000))
 	segment.Encode(&header.TCPFields{SrcPort: 1, DstPort: 80, DataOffset: header.TCPMinimumSize})
@@ -270,6 +291,7 @@ func FuzzFinish(f *testing.F) {
 	f.Add(frame(vnetNeedsChecksum, vnetTCP4, packet))
 	f.Add(frame(vnetNeedsChecksum, vnetTCP4|vnetECN, packet[:40]))
 	f.Add(frame(vnetNeedsChecksum, vnetWhole, packet[:50]))
+	f.Add(frame(0, vnetUDP, packet))
 	f.Add(frame(0, 5, packet))
 	f.Add([]byte{})
 	f.Fuzz(func(t *testing.T, raw []byte) {
