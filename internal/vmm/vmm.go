@@ -102,6 +102,14 @@ type Throttler interface {
 	LimitDrive(ctx context.Context, id string, l DriveLimits) error
 }
 
+// Replugger is a VM whose network cable can be led elsewhere while it lives.
+type Replugger interface {
+	// Replug leads the cable of NIC.Socket to the one of nic, which may be the same path with another process behind it. The guest
+	// notices nothing but that frames are lost. It may stand still meanwhile, and runs on if it ran. It fails with
+	// spore.CodeUnsupported when the VM has no such cable; after another failure the cable may lead nowhere, and it can be tried again.
+	Replug(ctx context.Context, nic NIC) error
+}
+
 // Grouped is a VM whose process was started in control groups, under limits that hold for as long as it stays in them.
 type Grouped interface {
 	// Cgroups are the directories of these groups. They go with the process.

@@ -24,6 +24,14 @@ const nicOptions = ",romfile=,disable-legacy=on,mq=off,rss=off,hash=off" +
 	",guest_csum=off,guest_tso4=off,guest_tso6=off,guest_ecn=off,guest_ufo=off,guest_announce=off" +
 	",ctrl_vq=off,ctrl_rx=off,ctrl_vlan=off,ctrl_rx_extra=off,ctrl_mac_addr=off,ctrl_guest_offloads=off"
 
+// What a network device with a socket for a cable hangs on.
+const (
+	hub          = 0
+	netdevFrames = "net0"  // the socket
+	netdevCable  = "cable" // the hub's port that it is on
+	netdevPlug   = "plug"  // the one that the device is on
+)
+
 // nicArgs are the options for the network device; fd is the descriptor of its cable, if it has one.
 func nicArgs(nic vmm.NIC, fd int) []string {
 	device := fmt.Sprintf("virtio-net-pci,id=nic,bus=pcie.0,addr=%d,mac=%s%s", slotNIC, strings.ToLower(nic.MAC), nicOptions)
@@ -32,8 +40,15 @@ func nicArgs(nic vmm.NIC, fd int) []string {
 		return []string{"-netdev", fmt.Sprintf("tap,id=net0,fd=%d,vhost=off", fd), "-device", device + ",netdev=net0"}
 	case nic.Socket != "":
 		// The backend "stream" would take the same bytes, but it connects behind the guest's back and loses what the
-		// guest sends before.
-		return []string{"-netdev", fmt.Sprintf("socket,id=net0,fd=%d", fd), "-device", device + ",netdev=net0"}
+		// guest sends before. The device is not on the backend itself but on a hub with these two on it: QEMU takes a backend from a
+		// hub and puts another there while the guest runs, and never from a device; see Replug. With two on it a hub passes on
+		// that one side takes no more.
+		return []string{
+			"-netdev", fmt.Sprintf("socket,id=%s,fd=%d", netdevFrames, fd),
+			"-netdev", fmt.Sprintf("hubport,id=%s,hubid=%d,netdev=%s", netdevCable, hub, netdevFrames),
+			"-netdev", fmt.Sprintf("hubport,id=%s,hubid=%d", netdevPlug, hub),
+			"-device", device + ",netdev=" + netdevPlug,
+		}
 	}
 	return []string{"-device", device}
 }

@@ -145,6 +145,40 @@ func testCable(t *testing.T, p *place, template frozen, open func(*testing.T) wi
 	if carries {
 		exchange(t, g, w, 4)
 	}
+	if r, can := vm.(vmm.Replugger); can {
+		testReplug(t, last, vm, r, w, open(t))
+	}
+}
+
+// testReplug ends the process at the other end of a VM's cable, and leads the cable to another one.
+func testReplug(t *testing.T, p *place, vm vmm.VM, r vmm.Replugger, old, w wire) {
+	if _, socket := old.(*socketWire); !socket {
+		wantCode(t, "Replug of another cable", r.Replug(p.ctx(), *w.nic()), spore.CodeUnsupported)
+		return
+	}
+	g := greet(t, vm)
+	flood := func(seed, n int) {
+		for i := range n {
+			g.ask("frame 0 %d", seed+i)
+		}
+	}
+	flood(1000, 300) // more than a socket takes, but no more than the device holds beside it
+	must(t, old.(*socketWire).conn.Close())
+	flood(2000, 100)
+	wantCode(t, "Replug to nothing", r.Replug(p.ctx(), vmm.NIC{MAC: guestMAC, Socket: filepath.Join(t.TempDir(), "missing")}), spore.CodeNotFound)
+	must(t, r.Replug(p.ctx(), *w.nic()))
+	g.ask("frame 0 3000")
+	for binary.BigEndian.Uint64(w.receive(t)[14:]) != 3000 { // before it comes what has waited
+	}
+	exchange(t, g, w, 5)
+	must(t, vm.Pause(p.ctx()))
+	must(t, r.Replug(p.ctx(), *w.nic())) // in good order, and standing still
+	if vm.State() != vmm.StatePaused {
+		t.Error("it does not stand still any more")
+	}
+	w.(*socketWire).conn = nil
+	must(t, vm.Resume(p.ctx()))
+	exchange(t, g, w, 6)
 }
 
 // exchange sends frames both ways, small ones and as large as they come.
