@@ -5,9 +5,14 @@ import (
 	"os/exec"
 	"path/filepath"
 	"strings"
+	"syscall"
 	"testing"
 
+	"golang.org/x/sys/unix"
+
 	"github.com/sporevm/spore"
+	"github.com/sporevm/spore/internal/node"
+	"github.com/sporevm/spore/internal/thread"
 	"github.com/sporevm/spore/internal/vmm/firecracker/pager"
 )
 
@@ -146,5 +151,33 @@ func TestFirecrackerIsRefused(t *testing.T) {
 		if _, err := os.Stat(filepath.Join(c.cfg.DataDir, engineFile)); err == nil {
 			t.Errorf("%s: the engine that did not start is remembered", name)
 		}
+	}
+}
+
+// TestNetworksFitTheEngine looks at what is said of network mode user to those who are not root.
+func TestNetworksFitTheEngine(t *testing.T) {
+	if err := thread.Apart(func() error {
+		const nobody = 65534
+		if os.Geteuid() == 0 {
+			if _, _, errno := syscall.RawSyscall(unix.SYS_SETRESUID, nobody, nobody, nobody); errno != 0 { // of this thread alone
+				return errno
+			}
+		}
+		for engine, can := range map[string]bool{EngineQEMU: true, EngineFirecracker: false} {
+			n := &networks{by: map[spore.NetworkMode]node.Networks{spore.NetworkUser: userNetworks{}}, no: map[spore.NetworkMode]error{}}
+			if err := n.fit(engine, ""); err != nil {
+				return err
+			}
+			why := n.no[spore.NetworkUser]
+			if got := n.by[spore.NetworkUser] != nil; got != can || got != (why == nil) {
+				t.Errorf("%s: %v, %v", engine, got, why)
+			}
+			if why != nil && (spore.CodeOf(why) != spore.CodeUnsupported || !strings.Contains(why.Error(), "root") || spore.AsError(why).Hint == "") {
+				t.Errorf("%s: %v", engine, why)
+			}
+		}
+		return nil
+	}); err != nil {
+		t.Fatal(err)
 	}
 }

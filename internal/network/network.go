@@ -131,7 +131,7 @@ type Manager struct {
 // the right to make networks, or the kernel not the parts.
 func New(opt Options) (_ *Manager, err error) {
 	if os.Geteuid() != 0 {
-		return nil, spore.Errorf(spore.CodeUnsupported, "isolated networks need root").WithHint("run the server as root, or use the network mode user")
+		return nil, spore.Errorf(spore.CodeUnsupported, "isolated networks need root").WithHint("run the server as root; with the QEMU engine, the network mode user does without")
 	}
 	if opt.Subnet.IsValid() {
 		if !opt.Subnet.Addr().Is4() || opt.Subnet != opt.Subnet.Masked() || opt.Subnet.Bits() < 15 || opt.Subnet.Bits() > 30 {
@@ -214,7 +214,7 @@ func explain(err error) error {
 
 func unfit(err error) error {
 	return spore.Errorf(spore.CodeUnsupported, "this host cannot make isolated networks: %w", err).
-		WithHint("it takes root with all capabilities, and a kernel with network namespaces, tun, veth, nf_tables and sch_tbf; the network mode user needs none of them")
+		WithHint("it takes root with all capabilities, and a kernel with network namespaces, tun, veth, nf_tables and sch_tbf; with the QEMU engine, the network mode user needs none of them")
 }
 
 // nameStart is how the name of everything that any server makes begins.

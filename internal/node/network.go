@@ -67,6 +67,7 @@ func (n *Node) networks(mode spore.NetworkMode) (Networks, error) {
 	e := spore.Errorf(spore.CodeUnsupported, "node %s cannot connect sandboxes in mode %s", n.opt.ID, mode)
 	if why := n.opt.NoNetworks[mode]; why != nil {
 		e = spore.Errorf(spore.CodeUnsupported, "node %s cannot connect sandboxes in mode %s: %s", n.opt.ID, mode, spore.AsError(why).Message).WithCause(why)
+		e.Hint = spore.AsError(why).Hint
 	}
 	if can := slices.Sorted(maps.Keys(n.opt.Networks)); len(can) > 0 {
 		e.Hint = "it can do mode " + string(can[0])
