@@ -41,6 +41,11 @@ func TestEndsWithVM(t *testing.T) {
 	pid := pidOf(t, dir)
 	_, err := Start(dir, Spec{ID: "s1"}, Options{})
 	wantCode(t, "a second one in the same directory", err, spore.CodeConflict)
+	noTime, cancel := context.WithCancel(t.Context())
+	cancel()
+	wantCode(t, "Watch of one that lives", l.Watch(noTime), spore.CodeCanceled)
+	watched := make(chan error, 1)
+	go func() { watched <- l.Watch(t.Context()) }()
 	g := newGuest(t, l.Socket())
 	eventually(t, "it is connected", func() bool { s, err := l.Stats(t.Context()); must(t, err); return s.Connected })
 	if conn, err := net.Dial("unix", l.Socket()); err == nil {
@@ -48,7 +53,11 @@ func TestEndsWithVM(t *testing.T) {
 		conn.Close()
 	}
 	must(t, g.conn.Close())
-	eventually(t, "it ends", func() bool { return !alive(pid) })
+	wantCode(t, "Watch", <-watched, spore.CodeNotFound)
+	if alive(pid) {
+		t.Error("it was said to have ended and lives")
+	}
+	wantCode(t, "Watch again", l.Watch(t.Context()), spore.CodeNotFound)
 	wantCode(t, "Ready", l.Ready(t.Context()), spore.CodeNotFound)
 	wantCode(t, "Update", l.Update(t.Context(), spore.Egress{}, Rates{}), spore.CodeNotFound)
 	_, err = Open(dir)
@@ -138,6 +147,7 @@ func TestStartRefusals(t *testing.T) {
 		"a policy that cannot be": {spec: Spec{Egress: spore.Egress{AllowCIDRs: []string{"1.2.3.4"}, DenyCIDRs: []string{"1.2.3.4"}}}, code: spore.CodeInvalid},
 		"a rate that cannot be":   {spec: Spec{Rates: Rates{Out: -1}}, code: spore.CodeInvalid},
 		"no directory":            {dir: "missing", code: spore.CodeInvalid},
+		"no such VM":              {spec: Spec{Tap: true}, opts: Options{VM: os.Getpid()}, code: spore.CodeInternal},
 		"no program":              {opts: Options{Program: "/no/such/program"}, code: spore.CodeInternal},
 	} {
 		dir := t.TempDir()

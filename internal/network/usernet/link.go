@@ -22,6 +22,8 @@ type Options struct {
 	// Program and Args start this program as a sidecar; default the program itself with Command.
 	Program string
 	Args    []string
+	// VM is the process of a VM whose sidecar has ended, and that has its TAP device open already. 0 is a VM that is about to start.
+	VM int
 }
 
 // Link is a sandbox's connection as the server holds it.
@@ -72,7 +74,7 @@ func start(dir string, spec Spec, opts Options) (err error) {
 	defer control.Close()
 	files := []*os.File{nil, log, log, nil, control}
 	if spec.Tap {
-		t, err := newTap()
+		t, err := tapFor(opts.VM)
 		if err != nil {
 			return err
 		}
@@ -164,6 +166,19 @@ func (l *Link) Stats(ctx context.Context) (Stats, error) { return l.ask(ctx, req
 
 // Stop ends the sidecar and with it the sandbox's network, and removes what it leaves. It is as good as Clean.
 func (l *Link) Stop(ctx context.Context) error { return Clean(ctx, l.dir) }
+
+// Watch waits until the sidecar has ended, and says so with spore.CodeNotFound and its last words. It fails otherwise when ctx ends
+// first, or the process cannot be watched.
+func (l *Link) Watch(ctx context.Context) error {
+	r, err := readRecord(l.dir)
+	if err == nil {
+		err = r.await(ctx)
+	}
+	if err == nil || errors.Is(err, fs.ErrNotExist) {
+		return l.gone()
+	}
+	return err
+}
 
 func (l *Link) ask(ctx context.Context, req request) (Stats, error) {
 	conn, err := dial(l.dir, nameControl)

@@ -144,6 +144,39 @@ func (r record) kill(ctx context.Context) error {
 	}
 }
 
+// await waits for the end of the recorded process. No thread waits for it.
+func (r record) await(ctx context.Context) error {
+	fd, err := unix.PidfdOpen(r.PID, unix.PIDFD_NONBLOCK)
+	if errors.Is(err, syscall.ESRCH) || errors.Is(err, syscall.EINVAL) {
+		return nil
+	}
+	if err != nil {
+		return fmt.Errorf("usernet: watch process %d: %w", r.PID, err)
+	}
+	f := os.NewFile(uintptr(fd), "pidfd")
+	defer f.Close()
+	if !r.lives() {
+		return nil
+	}
+	raw, err := f.SyscallConn()
+	if err != nil {
+		return fmt.Errorf("usernet: watch process %d: %w", r.PID, err)
+	}
+	defer context.AfterFunc(ctx, func() { f.SetReadDeadline(time.Unix(1, 0)) })()
+	// The first call finds the descriptor not ready unless the process has ended; the poller calls again.
+	err = raw.Read(func(fd uintptr) bool {
+		n, err := unix.Poll([]unix.PollFd{{Fd: int32(fd), Events: unix.POLLIN}}, 0)
+		return err == nil && n > 0
+	})
+	if ctx.Err() != nil {
+		return ctx.Err()
+	}
+	if err != nil {
+		return fmt.Errorf("usernet: watch process %d: %w", r.PID, err)
+	}
+	return nil
+}
+
 // lastWords is the end of a log, for messages.
 func lastWords(path string) string {
 	f, err := os.Open(path)

@@ -32,6 +32,14 @@ const (
 	tapQueue = 1024
 )
 
+// tapFor is the TAP device for a VM; one that runs has one already.
+func tapFor(vm int) (*tap, error) {
+	if vm != 0 {
+		return joinTap(vm)
+	}
+	return newTap()
+}
+
 // newTap makes a TAP device. It fails with spore.CodeUnsupported where that cannot be done.
 func newTap() (_ *tap, err error) {
 	if os.Geteuid() != 0 {
@@ -44,7 +52,14 @@ func newTap() (_ *tap, err error) {
 			err = errors.Join(err, t.Close())
 		}
 	}()
-	err = thread.InNewNetwork(t.furnish)
+	err = thread.InNewNetwork(func() error {
+		for _, step := range []func() error{bare, makeTap, t.furnish} {
+			if err := step(); err != nil {
+				return err
+			}
+		}
+		return nil
+	})
 	for _, errno := range []unix.Errno{unix.EPERM, unix.EACCES, unix.ENOENT, unix.ENODEV, unix.ENOPROTOOPT, unix.EAFNOSUPPORT} {
 		if errors.Is(err, errno) {
 			return t, spore.Errorf(spore.CodeUnsupported, "this host makes no TAP device for a network process: %w", err).
@@ -55,6 +70,29 @@ func newTap() (_ *tap, err error) {
 		err = fmt.Errorf("usernet: make a TAP device: %w", err)
 	}
 	return t, err
+}
+
+// joinTap takes up the TAP device that a VM has open, whose sidecar has ended.
+func joinTap(vm int) (_ *tap, err error) {
+	t := &tap{}
+	defer func() {
+		if err != nil {
+			err = errors.Join(fmt.Errorf("usernet: take up the TAP device of process %d: %w", vm, err), t.Close())
+		}
+	}()
+	ns, err := os.Open(fmt.Sprintf("/proc/%d/ns/net", vm))
+	if err != nil {
+		return nil, err
+	}
+	defer ns.Close()
+	own, err := os.Stat("/proc/self/ns/net")
+	if err != nil {
+		return nil, err
+	}
+	if fi, err := ns.Stat(); err != nil || os.SameFile(fi, own) {
+		return nil, errors.Join(errors.New("it is in no network namespace of its own"), err)
+	}
+	return t, thread.InNetwork(ns, t.furnish)
 }
 
 // ProbeTap says whether sidecars can be started here for VMs that want a TAP device. It fails with spore.CodeUnsupported, and the
@@ -78,20 +116,21 @@ func (t *tap) Close() error {
 	return errors.Join(errs...)
 }
 
-// furnish makes the device in the namespace of the calling thread, which is a new one. The host's kernel has no part in what
-// passes: it has no address there, no IPv6, and the frames bear another hardware address than the device's, so it drops its copies first
-// thing.
-func (t *tap) furnish() (err error) {
+// bare sees to it that the host's kernel has no part in what passes in the namespace of the calling thread, which is a new one: no
+// address, no IPv6, and the frames bear another hardware address than the device's, so it drops its copies first thing.
+func bare() error {
 	for _, scope := range []string{"all", "default"} {
 		err := os.WriteFile("/proc/sys/net/ipv6/conf/"+scope+"/disable_ipv6", []byte("1"), 0)
 		if err != nil && !errors.Is(err, fs.ErrNotExist) { // of a kernel without IPv6
 			return err
 		}
 	}
+	return nil
+}
+
+// furnish opens what a sidecar needs of the device in the namespace of the calling thread.
+func (t *tap) furnish() (err error) {
 	if t.ns, err = os.Open("/proc/thread-self/ns/net"); err != nil {
-		return err
-	}
-	if err := makeTap(); err != nil {
 		return err
 	}
 	packets, err := unix.Socket(unix.AF_PACKET, unix.SOCK_RAW|unix.SOCK_CLOEXEC, 0) // it hears nothing until it is bound
