@@ -73,6 +73,8 @@ func (n *networks) Close() error {
 	return n.isolated.Close()
 }
 
+var _ node.Carrier = userNetworks{}
+
 // userNetworks connect VMs through a process of their own each, which belongs to the VM rather than to the server.
 type userNetworks struct {
 	vms string
@@ -83,13 +85,35 @@ type userNetworks struct {
 const stackUIDs = firecracker.DefaultUIDBase + 1<<20 // QEMU's are below
 
 func (u userNetworks) Attach(ctx context.Context, vm, dir string, n spore.Network, l spore.Limits) (node.Link, error) {
-	spec := usernet.Spec{ID: vm, Egress: n.Egress, Rates: usernet.RatesOf(l), Tap: u.tap}
+	return u.attach(ctx, node.Attached{VM: vm, Dir: dir, Network: n, Limits: l}, 0)
+}
+
+// Restore puts a process in the place of the one that a VM has lost, with the same policy.
+func (u userNetworks) Restore(ctx context.Context, a node.Attached, pid int) (node.Link, error) {
+	if err := usernet.Clean(ctx, a.Dir); err != nil {
+		return node.Link{}, err
+	}
+	return u.attach(ctx, a, pid)
+}
+
+// Watch waits for the end of a VM's network process.
+func (u userNetworks) Watch(ctx context.Context, vm string) error {
+	link, err := usernet.Open(filepath.Join(u.vms, vm))
+	if err != nil {
+		return err
+	}
+	return link.Watch(ctx)
+}
+
+// attach starts the network process of a VM that is about to start, or that runs as the process pid and has lost its own.
+func (u userNetworks) attach(ctx context.Context, a node.Attached, pid int) (node.Link, error) {
+	spec := usernet.Spec{ID: a.VM, Egress: a.Network.Egress, Rates: usernet.RatesOf(a.Limits), Tap: u.tap}
 	if os.Geteuid() == 0 {
 		h := fnv.New32a()
-		h.Write([]byte(vm))
+		h.Write([]byte(a.VM))
 		spec.UID = stackUIDs + int(h.Sum32()%(1<<20))
 	}
-	link, err := usernet.Start(dir, spec, usernet.Options{})
+	link, err := usernet.Start(a.Dir, spec, usernet.Options{VM: pid})
 	if err != nil {
 		return node.Link{}, err
 	}
@@ -126,8 +150,12 @@ func (u userNetworks) Recover(ctx context.Context, keep []node.Attached) (map[st
 	lost := map[string]error{}
 	for _, a := range keep {
 		link, err := usernet.Open(a.Dir)
+		var now usernet.Stats
 		if err == nil {
-			err = link.Ready(ctx)
+			now, err = link.Stats(ctx)
+		}
+		if err == nil && !now.Connected {
+			err = spore.Errorf(spore.CodeNotFound, "the VM is not connected to its network process")
 		}
 		if err != nil {
 			lost[a.VM] = err

@@ -32,6 +32,8 @@ type owner struct {
 	Limits  spore.Limits  `json:"limits,omitzero"`
 	// Governed is whether its processor time was ever bounded: then there is something to remove with it.
 	Governed bool `json:"governed,omitempty"`
+	// Cut is whether its network was lost and is not known to be whole again.
+	Cut bool `json:"cut,omitempty"`
 }
 
 const (
@@ -49,9 +51,10 @@ type machine struct {
 	ending   atomic.Bool // set before we end it, so that its exit is no surprise
 	retrying atomic.Bool // somebody tries to end it until it has ended
 
-	freeze    sync.Mutex  // one capture at a time
-	suspended atomic.Bool // stands still on purpose; changed under freeze
-	adjusting sync.Mutex  // one change of limits at a time
+	freeze    sync.Mutex             // one capture at a time
+	suspended atomic.Bool            // stands still on purpose; changed under freeze
+	adjusting sync.Mutex             // one change of limits or of the network at a time
+	failed    atomic.Pointer[string] // why we end it, when its sandbox cannot go on
 
 	held  context.Context // ends when we let go of the VM, whether it ends with that or not
 	letGo context.CancelFunc
@@ -201,10 +204,7 @@ func (n *Node) endOnce(ctx context.Context, m *machine) error {
 		return spore.Errorf(spore.CodeUnreachable, "the hypervisor of VM %s does not end", m.id).WithCause(err).
 			WithHint("this is tried again until it has ended")
 	}
-	n.mu.Lock()
-	o := m.owner
-	n.mu.Unlock()
-	if err := n.unplug(ctx, m.id, o); err != nil {
+	if err := n.unplugEnded(ctx, m); err != nil {
 		return fmt.Errorf("disconnect VM %s: %w", m.id, err)
 	}
 	if err := n.clear(m.id); err != nil {

@@ -125,6 +125,16 @@ func (n *Node) unplug(ctx context.Context, id string, o owner) error {
 	return nil
 }
 
+// unplugEnded is unplug of a VM that nobody is about to connect anew.
+func (n *Node) unplugEnded(ctx context.Context, m *machine) error {
+	m.adjusting.Lock()
+	defer m.adjusting.Unlock()
+	n.mu.Lock()
+	o := m.owner
+	n.mu.Unlock()
+	return n.unplug(ctx, m.id, o)
+}
+
 // addresses is what the guest is told of its connection.
 func (l *Link) addresses(id *guest.Identity) {
 	if l == nil {

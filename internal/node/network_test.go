@@ -21,10 +21,55 @@ type cables struct {
 	attached map[string]Attached
 	governed map[string]float64
 	fail     error // of whatever is asked next
+
+	torn     map[string]chan struct{} // closed when a connection is torn; whoever attaches or restores makes a new one
+	restored map[string]int
+	noMore   map[string]error // why a connection cannot be restored
 }
 
 func newCables() *cables {
-	return &cables{attached: map[string]Attached{}, governed: map[string]float64{}}
+	return &cables{
+		attached: map[string]Attached{}, governed: map[string]float64{},
+		torn: map[string]chan struct{}{}, restored: map[string]int{}, noMore: map[string]error{},
+	}
+}
+
+var errTorn = spore.Errorf(spore.CodeNotFound, "torn by the test")
+
+func (c *cables) Watch(ctx context.Context, vm string) error {
+	c.mu.Lock()
+	torn := c.torn[vm]
+	c.mu.Unlock()
+	select {
+	case <-torn:
+		return errTorn
+	case <-ctx.Done():
+		return ctx.Err()
+	}
+}
+
+func (c *cables) Restore(_ context.Context, a Attached, pid int) (Link, error) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	if err := c.noMore[a.VM]; err != nil {
+		return Link{}, err
+	}
+	c.restored[a.VM]++
+	c.attached[a.VM], c.torn[a.VM] = a, make(chan struct{})
+	return Link{}, nil
+}
+
+// tear ends the process that a connection hangs on.
+func (c *cables) tear(vm string) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	close(c.torn[vm])
+}
+
+func (c *cables) restorals(vm string) int {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	return c.restored[vm]
 }
 
 func (c *cables) failure() error {
@@ -39,7 +84,7 @@ func (c *cables) Attach(_ context.Context, vm, dir string, n spore.Network, l sp
 	if err := c.failure(); err != nil {
 		return Link{}, err
 	}
-	c.attached[vm] = Attached{VM: vm, Dir: dir, Network: n, Limits: l}
+	c.attached[vm], c.torn[vm] = Attached{VM: vm, Dir: dir, Network: n, Limits: l}, make(chan struct{})
 	gateway := netip.MustParseAddr("10.254.254.1")
 	return Link{Address: netip.MustParsePrefix("10.254.254.2/30"), Gateway: gateway, Nameservers: []netip.Addr{gateway}}, nil
 }
@@ -69,7 +114,15 @@ func (c *cables) Recover(_ context.Context, keep []Attached) (map[string]error, 
 	maps.DeleteFunc(c.attached, func(vm string, _ Attached) bool {
 		return !slices.ContainsFunc(keep, func(a Attached) bool { return a.VM == vm })
 	})
-	return nil, nil
+	lost := map[string]error{}
+	for _, a := range keep {
+		select {
+		case <-c.torn[a.VM]:
+			lost[a.VM] = errTorn
+		default:
+		}
+	}
+	return lost, nil
 }
 
 // governor is what cables do about processor time.

@@ -150,6 +150,12 @@ func (n *Node) machine(sandboxID string, generation int) (*machine, error) {
 }
 
 func (n *Node) add(m *machine) {
+	n.register(m)
+	go n.watchNetwork(m)
+}
+
+// register is add of a VM whose network has still to be looked at.
+func (n *Node) register(m *machine) {
 	n.mu.Lock()
 	n.machines[m.id] = m
 	n.mu.Unlock()
@@ -175,6 +181,9 @@ func (n *Node) watch(m *machine) {
 	reason := "the guest powered off"
 	if err := m.vm.Err(); err != nil {
 		reason = fmt.Sprintf("the hypervisor ended: %v", err)
+	}
+	if why := m.failed.Load(); why != nil {
+		reason = *why
 	}
 	n.onExit(sandbox, generation, reason)
 }

@@ -51,7 +51,7 @@ func (n *Node) Recover(ctx context.Context, want []*spore.Sandbox) (map[string]e
 	if err := r.dropPins(); err != nil {
 		return nil, err
 	}
-	if err := n.recoverLinks(ctx); err != nil {
+	if err := r.links(ctx); err != nil {
 		return nil, err
 	}
 	n.mu.Lock()
@@ -68,6 +68,8 @@ type recovery struct {
 	wanted map[string]*spore.Sandbox // a sandbox goes as its VM is found
 	failed map[string]error          // by sandbox
 	keep   map[string]bool           // VMs that are there still, and need their pins
+
+	adopted []*machine
 }
 
 // settle adopts or ends the VM in one directory.
@@ -89,7 +91,7 @@ func (r *recovery) settle(ctx context.Context, id string) {
 		n.log.Error("the owner file of a VM cannot be read; the VM is taken for nobody's", "vm", id, "err", err)
 	}
 	if s := r.claim(o); err == nil && s != nil {
-		err := n.adopt(ctx, id, o)
+		m, err := n.adopt(ctx, id, o)
 		if err == nil && len(s.Ports) > 0 {
 			n.publishing.Lock()
 			_, taken := n.ports.set(ctx, s.ID, s.Ports)
@@ -103,6 +105,7 @@ func (r *recovery) settle(ctx context.Context, id string) {
 		r.keep[id] = true
 		if r.failed[o.Sandbox] = err; err == nil {
 			delete(r.failed, o.Sandbox)
+			r.adopted = append(r.adopted, m)
 		}
 		return
 	}
@@ -139,7 +142,7 @@ func (r *recovery) claim(o owner) *spore.Sandbox {
 
 // adopt takes one VM over. One that cannot be taken over is ended, but keeps its directory, since the console may say
 // what was wrong, until its sandbox is killed or rolled back.
-func (n *Node) adopt(ctx context.Context, id string, o owner) error {
+func (n *Node) adopt(ctx context.Context, id string, o owner) (*machine, error) {
 	ctx, cancel := context.WithTimeout(ctx, adoptTimeout)
 	defer cancel()
 	vm, err := n.opt.Engine.Adopt(ctx, o.Config)
@@ -152,8 +155,9 @@ func (n *Node) adopt(ctx context.Context, id string, o owner) error {
 				n.links[id] = Attached{VM: id, Dir: n.machineDir(id), Network: o.Network, Limits: o.Limits}
 				n.mu.Unlock()
 			}
-			n.add(n.newMachine(id, vm, o))
-			return nil
+			m := n.newMachine(id, vm, o)
+			n.register(m)
+			return m, nil
 		}
 		err = errors.Join(err, vm.Release())
 	}
@@ -172,30 +176,7 @@ func (n *Node) adopt(ctx context.Context, id string, o owner) error {
 	n.mu.Lock()
 	defer n.mu.Unlock()
 	n.machines[id] = m // so that Settle finds what it left
-	return err
-}
-
-// recoverLinks has those who connect and bound VMs take over what belongs to VMs that are there, and remove the rest.
-func (n *Node) recoverLinks(ctx context.Context) error {
-	n.mu.Lock()
-	keep := map[spore.NetworkMode][]Attached{}
-	for _, l := range n.links {
-		keep[l.Network.Mode] = append(keep[l.Network.Mode], l)
-	}
-	n.mu.Unlock()
-	for mode, nets := range n.opt.Networks {
-		lost, err := nets.Recover(ctx, keep[mode])
-		if err != nil {
-			return err
-		}
-		for vm, why := range lost {
-			n.log.Error("a sandbox has lost its network", "vm", vm, "mode", mode, "err", why)
-		}
-	}
-	if n.opt.Governor == nil {
-		return nil
-	}
-	return n.opt.Governor.Recover(ctx, n.cap.ids())
+	return nil, err
 }
 
 func (n *Node) dead(id string) deadVM { return deadVM{dir: n.machineDir(id), engine: n.opt.Engine} }
