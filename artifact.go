@@ -72,11 +72,12 @@ type Frozen struct {
 	KernelVersion string
 	AgentVersion  string
 	Engine        string
+	EngineVersion string
 	StateFormat   string
 	CPU           string
 }
 
 // Components are the versions that f was frozen with.
 func (f *Frozen) Components() Components {
-	return Components{GuestImage: f.KernelID, Agent: f.AgentVersion, Kernel: f.KernelVersion, Engine: f.Engine, StateFormat: f.StateFormat, CPU: f.CPU}
+	return Components{GuestImage: f.KernelID, Agent: f.AgentVersion, Kernel: f.KernelVersion, Engine: f.Engine, EngineVersion: f.EngineVersion, StateFormat: f.StateFormat, CPU: f.CPU}
 }

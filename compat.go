@@ -15,6 +15,9 @@ type Components struct {
 	Engine      string
 	StateFormat string // what the engine's saved device state can be loaded by
 	CPU         string // processor features in use
+
+	// EngineVersion is for people: two versions that have one StateFormat are as good as each other.
+	EngineVersion string
 }
 
 // CompatStatus says whether a replica fits its node's present components.
@@ -117,5 +120,6 @@ type NodeCompat struct {
 	Policy      CompatPolicy
 	Bound       Components
 	Current     Components
+	Gap         Gap // of one that is STALE
 	CheckedAt   time.Time
 }

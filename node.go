@@ -30,8 +30,9 @@ type Node struct {
 
 	Components Components // its own
 	// Installed are guest images that it holds beside, each with its own agent and kernel, and formats of device state that its engine
-	// loads beside, each with the engine and no guest image.
+	// loads beside, each with the engine, its version and no guest image.
 	Installed []Components
+	Networks  []NodeNetwork // every mode, and whether it has it; empty when it has not said
 
 	VCPUs             int
 	MemoryMiB         int
@@ -63,6 +64,36 @@ func (n *Node) Matches(selector map[string]string) bool {
 		}
 	}
 	return true
+}
+
+// NodeNetwork says whether a node can connect sandboxes in a mode.
+type NodeNetwork struct {
+	Mode   NetworkMode
+	WhyNot string // a clause, such as "the server does not run as root"; empty when it can
+}
+
+// Connects says whether the node can connect a sandbox in a mode, and if not, why, as far as it has said. One that has said nothing is
+// taken to be able to: it will refuse what it is not.
+func (n *Node) Connects(mode NetworkMode) (can bool, whyNot string) {
+	if mode == "" || mode == NetworkNone || len(n.Networks) == 0 {
+		return true, ""
+	}
+	for _, has := range n.Networks {
+		if has.Mode == mode {
+			return has.WhyNot == "", has.WhyNot
+		}
+	}
+	return false, ""
+}
+
+// Modes are the network modes that the node has said it can connect sandboxes in.
+func (n *Node) Modes() (modes []NetworkMode) {
+	for _, has := range n.Networks {
+		if has.WhyNot == "" {
+			modes = append(modes, has.Mode)
+		}
+	}
+	return modes
 }
 
 // StorageMode says what a node's disk has room for.
@@ -130,7 +161,7 @@ func (s NodeStorage) UsagePct() int { return percent(s.UsedBytes+s.ReservedBytes
 
 // NodeReport is what a node says of itself.
 type NodeReport struct {
-	Node     Node      // ID, Engine, Components, Installed, sizes and Storage; the rest is the center's to know
+	Node     Node      // ID, Engine, Components, Installed, Networks, sizes and Storage; the rest is the center's to know
 	Machines []Machine // every VM of a sandbox on the node
 	// Recovered is whether the node has taken over, since its process began, the VMs that an earlier one left.
 	Recovered bool

@@ -603,6 +603,11 @@ type Components struct {
 	// Example: qemu
 	Engine string `json:"engine,omitempty,omitzero"`
 
+	// EngineVersion Version of the hypervisor; of what is frozen, the one that froze it.
+	//
+	// Example: 7.2.22
+	EngineVersion string `json:"engineVersion,omitempty,omitzero"`
+
 	// GuestImage The kernel bundle.
 	//
 	// Example: krn-0123456789abcdef01234567
@@ -1596,7 +1601,7 @@ type Node struct {
 	// Example: local
 	ID string `json:"id"`
 
-	// Installed Guest images that it holds beside.
+	// Installed Guest images that it holds beside, and versions of its engine.
 	Installed []Components `json:"installed"`
 
 	// Labels Keys and values that mean something to the user only.
@@ -1613,6 +1618,9 @@ type Node struct {
 	//
 	// Example: 1024
 	MemoryPromisedMiB int `json:"memoryPromisedMiB"`
+
+	// Networks The network modes; empty when the node has not said which it has.
+	Networks []NodeNetwork `json:"networks"`
 
 	// Sandboxes That are on it.
 	//
@@ -1650,6 +1658,11 @@ type NodeCompat struct {
 	// CheckedAt When it was last judged.
 	CheckedAt time.Time `json:"checkedAt,omitempty,omitzero"`
 
+	// Cure What would make it OK again if it were installed there beside what is there; not there when only a redo helps.
+	//
+	// Example: Firecracker 1.13 or 1.14
+	Cure string `json:"cure,omitempty,omitzero"`
+
 	// Current What the node has now.
 	Current Components `json:"current"`
 
@@ -1670,6 +1683,11 @@ type NodeCompat struct {
 	//
 	// Example: OK
 	Status CompatStatus `json:"status"`
+
+	// Why Of one that is STALE, what the node lacks.
+	//
+	// Example: it was frozen by Firecracker 1.13.1, format 8.0.0; installed: 1.17.0 (format 11.0.0)
+	Why string `json:"why,omitempty,omitzero"`
 }
 
 // NodeCounts How many replicas a job is to make, and how that went so far.
@@ -1694,6 +1712,21 @@ type NodeCounts struct {
 type NodeList struct {
 	// Nodes In the order of their ids.
 	Nodes []Node `json:"nodes"`
+}
+
+// NodeNetwork Whether a node can connect sandboxes in a mode.
+type NodeNetwork struct {
+	// Mode How a sandbox is connected: not at all; through a process of the server's own user; or by a network namespace of its own, which
+	// needs root.
+	//
+	//
+	// Example: user
+	Mode NetworkMode `json:"mode"`
+
+	// WhyNot Why it cannot; not there when it can.
+	//
+	// Example: Firecracker takes traffic from TAP devices only
+	WhyNot string `json:"whyNot,omitempty,omitzero"`
 }
 
 // NodeScope Where sandboxes can start from a template.

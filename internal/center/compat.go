@@ -245,7 +245,8 @@ func adopt(r *spore.Replica, n *spore.Node) bool {
 	for _, f := range []struct {
 		bound *string
 		now   string
-	}{{&b.Agent, image.Agent}, {&b.Kernel, image.Kernel}, {&b.Engine, n.Components.Engine}, {&b.StateFormat, n.Components.StateFormat}} {
+	}{{&b.Agent, image.Agent}, {&b.Kernel, image.Kernel}, {&b.Engine, n.Components.Engine}, {&b.StateFormat, n.Components.StateFormat},
+		{&b.EngineVersion, n.Components.EngineVersion}} {
 		if *f.bound == "" {
 			*f.bound = f.now
 		}

@@ -78,7 +78,11 @@ func compatCell(r *spore.Replica, nodes map[string]*spore.Node) (cell spore.Node
 		Bound: r.Bound, Current: n.Components, CheckedAt: r.CompatCheckedAt,
 	}
 	if usable(r) {
-		cell.Status = verdict(r, n)
+		if cell.Status = verdict(r, n); cell.Status == spore.CompatStale {
+			if cell.Gap = r.CompatPolicy.Gap(r.Bound, n.Components, n.Installed); cell.Gap.Why == "" {
+				cell.Gap.Why = whyStale // and the node does not say now what it has
+			}
+		}
 	}
 	return cell, true
 }

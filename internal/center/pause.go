@@ -101,6 +101,9 @@ func (c *Center) ResumeSandbox(ctx context.Context, id string, ttl *time.Duratio
 	if err != nil {
 		return nil, err
 	}
+	if err := c.connectable(s); err != nil {
+		return nil, err
+	}
 	next := *s
 	next.Generation++
 	err = c.update(ctx, func(tx store.Tx) error { return tx.PutRef(c.newRef(&next)) })
@@ -130,6 +133,20 @@ func (c *Center) ResumeSandbox(ctx context.Context, id string, ttl *time.Duratio
 	c.opt.Hook("resume:recorded")
 	c.forget(ctx, s.NodeID, s.FrozenID)
 	return &next, nil
+}
+
+// connectable refuses to start a sandbox on its own node when that has said that it cannot connect it any more.
+func (c *Center) connectable(s *spore.Sandbox) error {
+	n := c.fleet.facts(s.NodeID)
+	if n == nil {
+		return nil
+	}
+	can, whyNot := n.Connects(s.Network.Mode)
+	if can {
+		return nil
+	}
+	return spore.NoNetworkMode("sandbox "+s.ID, s.Network.Mode, map[string]string{n.ID: whyNot}).
+		WithHint("what was frozen of it is on %s alone: have that serve mode %s again, and resume it then", n.ID, s.Network.Mode)
 }
 
 // switchTo writes that a sandbox is now its next generation, and moves its refs in the same transaction. also may change

@@ -15,6 +15,7 @@ type resolution struct {
 	request  CreateRequest // with what the template adds
 	nodeID   string
 	cold     bool // it is booted rather than thawed
+	wish     wish
 	spots    []spot
 	stages   []StageTime
 	last     time.Time
@@ -57,7 +58,7 @@ func (c *Center) resolve(tx store.Tx, req CreateRequest) (r *resolution, err err
 		return r, err
 	}
 	r.stage(stageLocality)
-	w := wish{scope: req.Nodes, preferred: req.PreferredNode, hard: req.PreferredNode != ""}
+	w := wish{scope: req.Nodes, preferred: req.PreferredNode, hard: req.PreferredNode != "", network: r.request.Wiring.Mode}
 	if w.hard {
 		if err := c.knownNodes("preferredNode", w.preferred); err != nil {
 			return r, err
@@ -67,6 +68,7 @@ func (c *Center) resolve(tx store.Tx, req CreateRequest) (r *resolution, err err
 		w.preferred = t.OriginNode // its bytes are warm there
 	}
 	r.stage(stageKind)
+	r.wish = w
 	r.nodeID, r.spots, err = c.place(tx, t, replicas, w)
 	r.stage(stageBind)
 	return r, err
@@ -122,7 +124,7 @@ func (c *Center) PreviewSandbox(ctx context.Context, req CreateRequest) (*Previe
 		}
 		p.Candidates = make([]Candidate, len(r.spots))
 		for i, s := range r.spots {
-			p.Candidates[i] = Candidate{NodeID: s.nodeID, Fits: s.whyNot == "", Why: s.whyNot, Compat: s.compat}
+			p.Candidates[i] = Candidate{NodeID: s.nodeID, Fits: s.whyNot == "", Why: s.why(r.wish), Compat: s.compat}
 			if n := c.fleet.facts(s.nodeID); n != nil {
 				p.Candidates[i].Address = n.Address
 			}

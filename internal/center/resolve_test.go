@@ -206,7 +206,7 @@ func TestLocality(t *testing.T) {
 			return out
 		}
 		p := w.preview(center.CreateRequest{Template: "base"})
-		want := "n1: chosen; n2: the node is being drained; n3: it was frozen with components that are no longer there; n4: the node is UNREACHABLE; "
+		want := "n1: chosen; n2: the node is being drained; n3: it was frozen by sim, format 1; installed: format 2; n4: the node is UNREACHABLE; "
 		if got := tell(p); got != want || p.NodeID != "n1" {
 			t.Errorf("on %s: %s", p.NodeID, got)
 		}

@@ -264,7 +264,7 @@ func (c *Center) rollback(ctx context.Context, key Idempotency, sandboxID, snaps
 			return err
 		}
 		// On its own node if that has the snapshot; else it moves to one that has.
-		if next.NodeID, _, err = c.place(tx, t, replicas, wish{preferred: s.NodeID}); err != nil {
+		if next.NodeID, _, err = c.place(tx, t, replicas, wish{preferred: s.NodeID, network: next.Network.Mode}); err != nil {
 			return err
 		}
 		if j, err = c.newJob(spore.OpSnapshotRollback, t.Kind, t.ID, s.ID, map[string]any{"snapshot": snapshotRef, "generation": next.Generation}); err != nil {

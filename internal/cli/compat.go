@@ -59,7 +59,7 @@ func (a *app) cellView() view[cell] {
 			{"guest image", true, part(func(c api.Components) string { return c.GuestImage })},
 			{"agent", true, part(func(c api.Components) string { return c.Agent })},
 			{"kernel", true, part(func(c api.Components) string { return c.Kernel })},
-			{"engine", true, part(func(c api.Components) string { return c.Engine })},
+			{"engine", true, part(func(c api.Components) string { return strings.TrimSpace(c.Engine + " " + c.EngineVersion) })},
 			{"state format", true, part(func(c api.Components) string { return c.StateFormat })},
 			{"cpu", true, func(c cell) string { // a guest that uses none of the processor's features fits any
 				if c.node.Bound.CPU == "" {
@@ -67,6 +67,8 @@ func (a *app) cellView() view[cell] {
 				}
 				return versus(c.node.Bound.CPU, c.node.Current.CPU)
 			}},
+			{"why", false, func(c cell) string { return c.node.Why }},
+			{"install", true, func(c cell) string { return c.node.Cure }},
 			{"checked", true, func(c cell) string { return a.age(c.node.CheckedAt) }},
 		},
 	}
@@ -80,8 +82,8 @@ func (a *app) compatMatrix() *cobra.Command {
 		Use:   "matrix",
 		Short: "Show every template beside every node",
 		Long: `Show how each template and snapshot fits the nodes that have it, or should: OK, STALE (frozen with other versions than
-the node has now), UNKNOWN (one side is not known) or MISSING (it should be there and is not). With -o wide what it was
-frozen with stands beside what the node has.`,
+the node has now), UNKNOWN (one side is not known) or MISSING (it should be there and is not). Of what is STALE it says why. With -o wide what
+it was frozen with stands beside what the node has, and what to install for it.`,
 		Example: "  spore compat matrix\n  spore compat matrix --template python -o wide\n  spore compat matrix --status stale,missing",
 		Args:    exactly(0),
 		RunE: a.with(func(cmd *cobra.Command, c *client.Client, _ []string) error {

@@ -35,6 +35,7 @@ func (a *app) nodeView() view[api.Node] {
 			{"guest image", true, func(n api.Node) string { return n.Components.GuestImage }},
 			{"agent", true, func(n api.Node) string { return n.Components.Agent }},
 			{"kernel", true, func(n api.Node) string { return n.Components.Kernel }},
+			{"networks", false, func(n api.Node) string { return networkModes(n, ",") }},
 			{"labels", false, func(n api.Node) string { return pairs(n.Labels) }},
 			{"seen", false, func(n api.Node) string { return a.age(n.SeenAt) }},
 			{"reason", true, func(n api.Node) string { return n.StateReason }},
@@ -72,10 +73,24 @@ func (a *app) nodeList() *cobra.Command {
 	return cmd
 }
 
+// networkModes are the modes that a node has. On lines of their own the others follow, with the reasons.
+func networkModes(n api.Node, between string) string {
+	var words []string
+	for _, has := range n.Networks {
+		switch {
+		case has.WhyNot == "":
+			words = append(words, string(has.Mode))
+		case between == "\n":
+			words = append(words, "not "+string(has.Mode)+": "+has.WhyNot)
+		}
+	}
+	return strings.Join(words, between)
+}
+
 // versions are components on one line.
 func versions(c api.Components) string {
 	var parts []string
-	for _, p := range []detail{{"guest image", c.GuestImage}, {"agent", c.Agent}, {"kernel", c.Kernel}, {"engine", c.Engine}, {"state format", c.StateFormat}, {"cpu", c.CPU}} {
+	for _, p := range []detail{{"guest image", c.GuestImage}, {"agent", c.Agent}, {"kernel", c.Kernel}, {"engine", strings.TrimSpace(c.Engine + " " + c.EngineVersion)}, {"state format", c.StateFormat}, {"cpu", c.CPU}} {
 		if p.value != "" {
 			parts = append(parts, p.name+" "+p.value)
 		}
@@ -103,7 +118,7 @@ func (a *app) nodeInfo() *cobra.Command {
 			s := n.Storage
 			return a.nodeView().details(a, *n, []detail{
 				{"id", n.ID}, {"state", nodeState(*n)}, {"reason", n.StateReason}, {"address", n.Address}, {"labels", pairs(n.Labels)}, {"engine", n.Engine},
-				{"versions", versions(n.Components)}, {"beside", strings.Join(beside, "\n")}, {"vcpus", fmt.Sprint(n.VCPUs)},
+				{"networks", networkModes(*n, "\n")}, {"versions", versions(n.Components)}, {"beside", strings.Join(beside, "\n")}, {"vcpus", fmt.Sprint(n.VCPUs)},
 				{"memory", mib(n.MemoryPromisedMiB) + " promised of " + mib(n.MemoryMiB)}, {"sandboxes", fmt.Sprint(n.Sandboxes)},
 				{"disk", storageSummary(s)}, {"disk error", s.LastError}, {"measured", stamp(s.LastUpdatedAt)}, {"seen", stamp(n.SeenAt)},
 				{"created", stamp(n.CreatedAt)}, {"updated", stamp(n.UpdatedAt)},

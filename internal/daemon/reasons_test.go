@@ -34,6 +34,7 @@ func TestReasons(t *testing.T) {
 		{spore.ReasonReplicaIncomplete, 2, replicaIncomplete},
 		{spore.ReasonLocatorMissing, 2, locatorMissing},
 		{spore.ReasonInUse, 1, templateInUse},
+		{spore.ReasonNoNetworkMode, 2, noNetworkMode},
 	} {
 		t.Run(string(c.reason), func(t *testing.T) { inFleet(t, c.machines, c.provoke) })
 	}
@@ -236,6 +237,32 @@ func (f *fleet) must(list []api.Replica, err error) []api.Replica {
 	f.t.Helper()
 	f.ok(err)
 	return list
+}
+
+func noNetworkMode(t *testing.T, f *fleet) {
+	ctx := t.Context()
+	f.cluster.Machine("n1").SetNetworks()
+	f.until("its modes are known", func() bool { n := f.node("n1"); return len(n.Networks) > 1 && n.Networks[1].WhyNot != "" })
+	base, err := f.BuildTemplate(ctx, api.BuildRequest{
+		Name: "base", Image: "registry.test/base:1", MemoryMiB: 128, DiskMiB: 64, Network: &api.Network{Mode: spore.NetworkUser}, Replicas: api.ReplicaPolicy{Nodes: []string{"n1"}},
+	})
+	f.ok(err)
+	f.made(base)
+	want := refusal{
+		code: spore.CodeUnsupported, status: 501, reason: spore.ReasonNoNetworkMode, field: "network.mode",
+		words: []string{"base", "user", "n1", "made without it"}, hint: "spore template set base --node n1 --node n2",
+	}
+	_, err = f.CreateSandbox(ctx, api.CreateRequest{Template: "base"})
+	f.refused(err, want)
+	p, err := f.PreviewSandbox(ctx, api.CreateRequest{Template: "base"})
+	f.ok(err)
+	f.like(spore.AsError(client.PreviewError(p)), want)
+	_, err = f.UpdateTemplate(ctx, "base", api.TemplateUpdate{Replicas: &api.ReplicaPolicy{Nodes: []string{"n1", "n2"}}}) // what the hint says
+	f.ok(err)
+	f.until("it is there", func() bool {
+		s, err := f.CreateSandbox(ctx, api.CreateRequest{Template: "base"})
+		return err == nil && s.NodeID == "n2"
+	})
 }
 
 func nothingFailed(t *testing.T, f *fleet) {

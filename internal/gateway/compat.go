@@ -10,7 +10,7 @@ import (
 )
 
 func components(c spore.Components) api.Components {
-	return api.Components{GuestImage: c.GuestImage, Agent: c.Agent, Kernel: c.Kernel, Engine: c.Engine, StateFormat: c.StateFormat, CPU: c.CPU}
+	return api.Components{GuestImage: c.GuestImage, Agent: c.Agent, Kernel: c.Kernel, Engine: c.Engine, EngineVersion: c.EngineVersion, StateFormat: c.StateFormat, CPU: c.CPU}
 }
 
 func (n *native) GetCompatMatrix(ctx context.Context, r api.GetCompatMatrixRequestObject) (api.GetCompatMatrixResponseObject, error) {
@@ -45,7 +45,7 @@ func compatRow(r *spore.CompatRow) api.CompatRow {
 	for _, c := range r.Nodes {
 		out.Nodes = append(out.Nodes, api.NodeCompat{
 			NodeID: c.NodeID, NodeAddress: c.NodeAddress, Status: cmp.Or(c.Status, spore.CompatUnknown), Policy: c.Policy,
-			Bound: components(c.Bound), Current: components(c.Current), CheckedAt: utc(c.CheckedAt),
+			Bound: components(c.Bound), Current: components(c.Current), Why: c.Gap.Why, Cure: c.Gap.Cure, CheckedAt: utc(c.CheckedAt),
 		})
 	}
 	return out

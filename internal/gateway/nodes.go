@@ -13,11 +13,15 @@ func node(m *spore.Node) api.Node {
 	out := api.Node{
 		ID: m.ID, Address: m.Address, State: m.State, StateReason: m.StateReason, Draining: m.Draining, Labels: dict(m.Labels), Engine: m.Engine,
 		Components: components(m.Components), Installed: make([]api.Components, 0, len(m.Installed)),
-		VCPUs: m.VCPUs, MemoryMiB: m.MemoryMiB, MemoryPromisedMiB: m.MemoryPromisedMiB, Sandboxes: m.Sandboxes, Storage: nodeStorage(m.Storage),
+		Networks: make([]api.NodeNetwork, 0, len(m.Networks)),
+		VCPUs:    m.VCPUs, MemoryMiB: m.MemoryMiB, MemoryPromisedMiB: m.MemoryPromisedMiB, Sandboxes: m.Sandboxes, Storage: nodeStorage(m.Storage),
 		CreatedAt: m.CreatedAt.UTC(), UpdatedAt: m.UpdatedAt.UTC(), SeenAt: utc(m.SeenAt),
 	}
 	for _, c := range m.Installed {
 		out.Installed = append(out.Installed, components(c))
+	}
+	for _, has := range m.Networks {
+		out.Networks = append(out.Networks, api.NodeNetwork{Mode: has.Mode, WhyNot: has.WhyNot})
 	}
 	return out
 }

@@ -224,6 +224,6 @@ func (n *Node) facts(m *frozen.Manifest) (*spore.Frozen, error) {
 		ID: m.ID, MemoryBytes: memory, DiskBytes: disk, ChainDepth: len(m.Memory.Layers),
 		KernelID: m.Shape.Kernel, KernelVersion: m.Shape.KernelVersion, AgentVersion: m.Shape.AgentVersion,
 		Engine: m.Shape.Engine.Engine, StateFormat: m.Shape.Engine.StateFormat,
-		CPU: m.Shape.Engine.CPUFeatures,
+		EngineVersion: m.Shape.Engine.Version, CPU: m.Shape.Engine.CPUFeatures,
 	}, nil
 }

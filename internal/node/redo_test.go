@@ -131,7 +131,7 @@ func TestStaleByName(t *testing.T) {
 	cpu = ""
 	refused("one", "emulated")
 	cpu, format = "one", "+"
-	refused("sim-1", "sim-1+")
+	refused("sim 1", "format 1;", "format 1+")
 	format, name = "", "other"
 	refused("sim", "other")
 	name = ""

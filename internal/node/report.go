@@ -16,20 +16,20 @@ func (n *Node) Report(ctx context.Context) (*spore.NodeReport, error) {
 	}
 	r := &spore.NodeReport{Node: spore.Node{
 		ID: n.opt.ID, State: spore.NodeReady, Engine: info.Engine,
-		Components: spore.Components{Engine: info.Engine, StateFormat: info.StateFormat, CPU: info.CPUFeatures},
-		VCPUs:      n.cap.cpus, MemoryMiB: n.cap.totalMiB, MemoryPromisedMiB: n.cap.inUse(),
+		Components: components(info), Networks: n.reportNetworks(),
+		VCPUs: n.cap.cpus, MemoryMiB: n.cap.totalMiB, MemoryPromisedMiB: n.cap.inUse(),
 		Storage: n.guard.status(), SeenAt: time.Now(),
 	}}
 	if err := n.reportKernels(&r.Node); err != nil {
 		return nil, err
 	}
-	formats, err := n.stateFormats(ctx, info)
+	versions, err := n.versions(ctx)
 	if err != nil {
 		return nil, err
 	}
-	for _, format := range formats {
-		if format != info.StateFormat {
-			r.Node.Installed = append(r.Node.Installed, spore.Components{Engine: info.Engine, StateFormat: format})
+	for _, v := range versions {
+		if v.StateFormat != info.StateFormat {
+			r.Node.Installed = append(r.Node.Installed, v)
 		}
 	}
 	n.mu.Lock()
@@ -51,18 +51,45 @@ func (n *Node) Report(ctx context.Context) (*spore.NodeReport, error) {
 	return r, nil
 }
 
-// versions is an engine of which several versions may be installed: it loads device state of the formats of all of them.
-type versions interface {
-	StateFormats(ctx context.Context) ([]string, error)
+// components are what of an engine frozen states depend on.
+func components(info vmm.Info) spore.Components {
+	return spore.Components{Engine: info.Engine, EngineVersion: info.Version, StateFormat: info.StateFormat, CPU: info.CPUFeatures}
 }
 
-// stateFormats are the formats of device state that can be thawed here.
-func (n *Node) stateFormats(ctx context.Context, now vmm.Info) ([]string, error) {
+// versions is an engine of which several versions may be installed: it loads what any of them has saved. The answer need not name two
+// that have one format of device state.
+type versions interface {
+	Versions(ctx context.Context) ([]vmm.Info, error)
+}
+
+// versions are those of the engine beside the one that starts new VMs, which may be among them.
+func (n *Node) versions(ctx context.Context) (all []spore.Components, err error) {
 	v, ok := n.opt.Engine.(versions)
 	if !ok {
-		return []string{now.StateFormat}, nil
+		return nil, nil
 	}
-	return v.StateFormats(ctx)
+	found, err := v.Versions(ctx)
+	for _, info := range found {
+		c := components(info)
+		c.CPU = "" // one machine, one processor
+		all = append(all, c)
+	}
+	return all, err
+}
+
+// reportNetworks says of each network mode whether this machine has it, and if not, why.
+func (n *Node) reportNetworks() []spore.NodeNetwork {
+	modes := []spore.NodeNetwork{{Mode: spore.NetworkNone}}
+	for _, mode := range []spore.NetworkMode{spore.NetworkUser, spore.NetworkIsolated} {
+		has := spore.NodeNetwork{Mode: mode}
+		if n.opt.Networks[mode] == nil {
+			if has.WhyNot = "the server was started without it"; n.opt.NoNetworks[mode] != nil {
+				has.WhyNot = spore.AsError(n.opt.NoNetworks[mode]).Message
+			}
+		}
+		modes = append(modes, has)
+	}
+	return modes
 }
 
 // reportKernels fills in the guest images. One that is damaged is left out: nothing can be thawed with it.

@@ -1,12 +1,10 @@
 package node
 
 import (
-	"cmp"
 	"context"
 	"crypto/rand"
 	"encoding/hex"
 	"errors"
-	"slices"
 	"time"
 
 	"github.com/sporevm/spore"
@@ -249,21 +247,19 @@ func (n *Node) fits(ctx context.Context, shape frozen.Shape, frozenID string) er
 	if err != nil {
 		return err
 	}
-	formats, err := n.stateFormats(ctx, now)
+	beside, err := n.versions(ctx)
 	if err != nil {
 		return err
 	}
-	switch e := shape.Engine; {
-	case e.Engine != now.Engine:
-		return spore.Errorf(spore.CodeStale, "%s was frozen by %s; this node runs %s", frozenID, e.Engine, now.Engine)
-	case !slices.Contains(formats, e.StateFormat):
-		return spore.Errorf(spore.CodeStale, "%s was frozen under %s; this node's device state is %s", frozenID, e.StateFormat, now.StateFormat).
-			WithHint("build the template again, or run the %s that froze it", e.Engine)
-	case e.CPUFeatures != "" && e.CPUFeatures != now.CPUFeatures:
-		return spore.Errorf(spore.CodeStale, "%s uses features of the processor %s; this node's is %s", frozenID, e.CPUFeatures, cmp.Or(now.CPUFeatures, "emulated")).
-			WithHint("redo it on this node, or start it on a machine with that processor")
+	gap := spore.EngineGap(components(vmm.Info(shape.Engine)), components(now), beside)
+	if gap.Why == "" {
+		return nil
 	}
-	return nil
+	e := spore.Errorf(spore.CodeStale, "%s cannot be thawed on node %s: %s", frozenID, n.opt.ID, gap.Why)
+	if gap.Cure != "" {
+		return e.WithHint("install %s beside what is there, or make it anew with what is there: spore template redo", gap.Cure)
+	}
+	return e.WithHint("make it anew with what is there: spore template redo; or start it on a machine like the one that froze it")
 }
 
 // config is the VM that a shape describes, with this node's paths.

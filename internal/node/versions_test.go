@@ -3,6 +3,7 @@ package node
 import (
 	"context"
 	"slices"
+	"strings"
 	"testing"
 
 	"github.com/sporevm/spore"
@@ -25,7 +26,12 @@ func (e manyVersions) Probe(ctx context.Context) (vmm.Info, error) {
 	return info, err
 }
 
-func (e manyVersions) StateFormats(context.Context) ([]string, error) { return *e.all, nil }
+func (e manyVersions) Versions(context.Context) (all []vmm.Info, err error) {
+	for _, format := range *e.all {
+		all = append(all, vmm.Info{Engine: e.Name(), Version: "of-" + format, StateFormat: format})
+	}
+	return all, nil
+}
 
 // TestVersionsSideBySide upgrades the engine of a machine: what the old version froze is thawed as long as that is there beside the
 // new one, and the machine says so.
@@ -52,6 +58,10 @@ func TestVersionsSideBySide(t *testing.T) {
 	must(t, r.Probe(t.Context(), tpl, tpl.ID))
 	serves(spore.CompatOK)
 	all = []string{"format-2"}
-	wantCode(t, r.Probe(t.Context(), tpl, tpl.ID), spore.CodeStale)
+	err = r.Probe(t.Context(), tpl, tpl.ID)
+	wantCode(t, err, spore.CodeStale)
+	if why := "it was frozen by sim 1, format format-1; installed: 1 (format format-2)"; !strings.HasSuffix(err.Error(), why) || spore.AsError(err).Hint == "" {
+		t.Errorf("it is refused with %v", err)
+	}
 	serves(spore.CompatStale)
 }

@@ -1,6 +1,7 @@
 package nodetest
 
 import (
+	"slices"
 	"testing"
 	"time"
 
@@ -61,6 +62,33 @@ func testSandbox(t *testing.T, fresh func(*testing.T) *bed) {
 		b.want(b.Node.Start(t.Context(), at(one, 2), tpl.ID+"-none"), spore.CodeNotFound)
 		b.machines(running(one, tpl.ID)) // the others are not touched
 		b.answers(one)
+	})
+
+	t.Run("Networks", func(t *testing.T) {
+		b := fresh(t)
+		tpl := b.template()
+		tpl.NIC = true
+		_, err := b.Node.Bake(t.Context(), tpl, tpl.ID, ignore)
+		b.must(err)
+		var named []spore.NetworkMode
+		for _, has := range b.report().Node.Networks {
+			named = append(named, has.Mode)
+			s := b.sandbox()
+			s.TemplateID, s.Network.Mode = tpl.ID, has.Mode
+			err := b.Node.Start(t.Context(), s, tpl.ID)
+			if has.WhyNot == "" {
+				b.must(err)
+				b.answers(s)
+				b.must(b.Node.Settle(t.Context(), s.ID, 0))
+			} else if b.want(err, spore.CodeUnsupported); spore.AsError(err).Field != "network.mode" {
+				t.Errorf("the refusal of mode %s names no field: %+v", has.Mode, err)
+			}
+			b.machines()
+		}
+		if slices.Sort(named); !slices.Equal(named, []spore.NetworkMode{spore.NetworkIsolated, spore.NetworkNone, spore.NetworkUser}) {
+			t.Errorf("the node speaks of the modes %v", named)
+		}
+		b.idle()
 	})
 
 	t.Run("Exit", func(t *testing.T) {

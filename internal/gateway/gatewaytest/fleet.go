@@ -9,9 +9,12 @@ import (
 )
 
 func newNode(id, address string) *spore.Node {
-	current := spore.Components{GuestImage: "krn-000000000000000000000001", Agent: "0.1.0", Kernel: "6.1.0-32-cloud-amd64", Engine: "qemu", StateFormat: "pc-7.2"}
+	current := spore.Components{GuestImage: "krn-000000000000000000000001", Agent: "0.1.0", Kernel: "6.1.0-32-cloud-amd64", Engine: "qemu", EngineVersion: "7.2.22", StateFormat: "qemu-7.2/q35/tcg/0"}
 	return &spore.Node{
 		ID: id, Address: address, State: spore.NodeReady, Engine: "qemu", Labels: map[string]string{"zone": "a"}, Components: current,
+		Networks: []spore.NodeNetwork{
+			{Mode: spore.NetworkNone}, {Mode: spore.NetworkUser}, {Mode: spore.NetworkIsolated, WhyNot: "network namespaces need root"},
+		},
 		VCPUs: 8, MemoryMiB: 16384, MemoryPromisedMiB: 512,
 		Storage: spore.NodeStorage{
 			TotalBytes: 100 << 30, UsedBytes: 40 << 30, ReservedBytes: 1 << 30, Mode: spore.StorageHealthy, Limits: spore.DefaultStorageLimits, MeasuredAt: Start,
@@ -215,7 +218,11 @@ func (s *Service) scope(t *spore.Template) (*center.NodeScope, error) {
 	case len(out.Ready) > 0:
 		return out, nil
 	case len(out.Stale) > 0:
-		return nil, spore.StaleNeedsRedo(t.ID, out.Stale)
+		gaps := map[string]spore.Gap{}
+		for _, id := range out.Stale {
+			gaps[id] = spore.Gap{Why: "it was frozen with other components"}
+		}
+		return nil, spore.StaleNeedsRedo(t.ID, gaps)
 	}
 	return nil, spore.Errorf(spore.CodeConflict, "%s is ready on no node", t.Label()).Because(spore.ReasonNoReadyReplica)
 }
@@ -295,6 +302,7 @@ func (s *Service) CompatMatrix(_ context.Context, q center.CompatQuery) (*spore.
 				}
 			}
 			row.Nodes = append(row.Nodes, spore.NodeCompat{NodeID: n.ID, NodeAddress: n.Address, Status: r.CompatStatus, Policy: r.CompatPolicy, Bound: r.Bound, Current: n.Components, CheckedAt: r.CompatCheckedAt})
+			row.Nodes[len(row.Nodes)-1].Gap = r.CompatPolicy.Gap(r.Bound, n.Components, n.Installed)
 		}
 		if row.Overall == spore.CompatStale {
 			m.Summary.StaleTemplates++

@@ -108,7 +108,7 @@ func (m *Machine) bind(kernel string) (spore.Components, error) {
 			WithHint("install it: spore kernel install")
 	}
 	b := m.kernels[at]
-	b.Engine, b.StateFormat, b.CPU = m.current.Engine, m.current.StateFormat, m.current.CPU
+	b.Engine, b.EngineVersion, b.StateFormat, b.CPU = m.current.Engine, m.current.EngineVersion, m.current.StateFormat, m.current.CPU
 	return b, nil
 }
 

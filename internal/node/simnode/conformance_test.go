@@ -28,7 +28,7 @@ func TestConformance(t *testing.T) {
 			}
 			return nil
 		}})
-		m := cluster.New(Options{ID: "here", DiskBytes: 8 << 30})
+		m := cluster.New(Options{ID: "here", DiskBytes: 8 << 30, Networks: []spore.NetworkMode{spore.NetworkUser}})
 		peer := cluster.New(Options{ID: "there"})
 		handle := m.Connect()
 		t.Cleanup(func() {

@@ -23,6 +23,8 @@ type Options struct {
 	Limits     spore.StorageLimits
 	// Components are its engine and its first guest image; default DefaultComponents.
 	Components spore.Components
+	// Networks are the modes in which it can connect sandboxes, beside NetworkNone; nil is all there are.
+	Networks []spore.NetworkMode
 	// Alone is a machine that others cannot reach and that reaches none: Fetch is CodeUnsupported.
 	Alone bool
 }
@@ -44,7 +46,8 @@ type Machine struct {
 	recovered bool
 	cut       bool // does not answer
 	current   spore.Components
-	kernels   []spore.Components // guest images installed, the newest last
+	kernels   []spore.Components  // guest images installed, the newest last
+	modes     []spore.NetworkMode // see Options.Networks
 	limits    spore.StorageLimits
 	total     int64 // bytes of the disk
 	filler    int64 // bytes on it that are not the node's
@@ -79,7 +82,7 @@ func newMachine(c *Cluster, o Options) *Machine {
 	o.Components = cmp.Or(o.Components, DefaultComponents)
 	return &Machine{
 		cluster: c, id: o.ID, opt: o, current: o.Components, kernels: []spore.Components{guestPart(o.Components)},
-		limits: o.Limits, total: o.DiskBytes, artifacts: map[string]*artifact{}, blobs: map[string]int64{},
+		modes: o.Networks, limits: o.Limits, total: o.DiskBytes, artifacts: map[string]*artifact{}, blobs: map[string]int64{},
 		manifests: map[string]*manifest{}, pieces: map[string]*piece{}, calls: map[*call]bool{}, count: map[string]int{},
 		vms: map[string]*vm{}, sandboxes: map[string][]*vm{}, ports: map[string][]spore.PortForward{}, occupied: map[int]bool{},
 	}
@@ -236,7 +239,7 @@ func (m *Machine) newID(prefix string) string {
 func (m *Machine) report(now time.Time) *spore.NodeReport {
 	r := &spore.NodeReport{Recovered: m.recovered, Node: spore.Node{
 		ID: m.id, Address: m.opt.Address, Engine: m.current.Engine, Components: m.current, VCPUs: m.opt.VCPUs,
-		MemoryMiB: m.opt.MemoryMiB, MemoryPromisedMiB: m.promised, Storage: m.storage(now),
+		MemoryMiB: m.opt.MemoryMiB, MemoryPromisedMiB: m.promised, Storage: m.storage(now), Networks: m.networks(),
 	}}
 	for _, k := range m.kernels {
 		if k.GuestImage != m.current.GuestImage {

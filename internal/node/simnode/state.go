@@ -63,7 +63,7 @@ func (s *manifest) renamed(id string) *manifest {
 func (s *manifest) facts() *spore.Frozen {
 	f := &spore.Frozen{
 		ID: s.id, ChainDepth: len(s.memory) - 1, KernelID: s.bound.GuestImage, KernelVersion: s.bound.Kernel, AgentVersion: s.bound.Agent,
-		Engine: s.bound.Engine, StateFormat: s.bound.StateFormat, CPU: s.bound.CPU,
+		Engine: s.bound.Engine, EngineVersion: s.bound.EngineVersion, StateFormat: s.bound.StateFormat, CPU: s.bound.CPU,
 	}
 	if top := s.memory[len(s.memory)-1]; strings.HasSuffix(top.id, s.capture) {
 		f.MemoryBytes = top.bytes

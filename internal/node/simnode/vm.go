@@ -125,15 +125,9 @@ func (c *call) thaw(sandbox string, generation int, frozenID string) (*vm, error
 
 // fits says whether a frozen state can be thawed by what the machine runs now.
 func (m *Machine) fits(s *manifest) error {
-	b, now := s.bound, m.current
-	switch {
-	case b.Engine != now.Engine:
-		return spore.Errorf(spore.CodeStale, "%s was frozen by %s; node %s runs %s", s.id, b.Engine, m.id, now.Engine)
-	case b.StateFormat != now.StateFormat:
-		return spore.Errorf(spore.CodeStale, "%s was frozen under %s; the device state of node %s is %s", s.id, b.StateFormat, m.id, now.StateFormat).
-			WithHint("make it again: spore template redo")
-	case b.CPU != "" && b.CPU != now.CPU:
-		return spore.Errorf(spore.CodeStale, "%s was frozen on processors that node %s does not have", s.id, m.id)
+	b := s.bound
+	if gap := spore.EngineGap(b, m.current, nil); gap.Why != "" {
+		return spore.Errorf(spore.CodeStale, "%s cannot be thawed on node %s: %s", s.id, m.id, gap.Why).WithHint("make it again: spore template redo")
 	}
 	_, err := m.bind(b.GuestImage)
 	return err
@@ -160,6 +154,11 @@ func (h *Handle) Start(ctx context.Context, s *spore.Sandbox, frozenID string) e
 			e := spore.Errorf(spore.CodeConflict, "%s was frozen without a network device", frozenID)
 			e.Field = "network.mode"
 			return nil, e
+		}
+		if can, why := (&spore.Node{Networks: m.networks()}).Connects(mine.Network.Mode); !can {
+			e := spore.Errorf(spore.CodeUnsupported, "node %s cannot connect sandboxes in mode %s: %s", m.id, mine.Network.Mode, why)
+			e.Field = "network.mode"
+			return nil, e.WithHint("start it on another node")
 		}
 		v, err := c.thaw(id, generation, frozenID)
 		if err != nil {

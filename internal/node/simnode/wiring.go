@@ -141,3 +141,23 @@ func (h *Handle) Adjust(ctx context.Context, s *spore.Sandbox) error {
 func (m *Machine) wiring(v *vm) string {
 	return (&spore.Sandbox{Network: v.network, Ports: m.ports[v.sandbox], Limits: v.limits}).Wiring()
 }
+
+// networks says of each mode whether the machine can connect sandboxes in it.
+func (m *Machine) networks() []spore.NodeNetwork {
+	all := []spore.NodeNetwork{{Mode: spore.NetworkNone}}
+	for _, mode := range []spore.NetworkMode{spore.NetworkUser, spore.NetworkIsolated} {
+		has := spore.NodeNetwork{Mode: mode}
+		if m.modes != nil && !slices.Contains(m.modes, mode) {
+			has.WhyNot = "the machine was made without it"
+		}
+		all = append(all, has)
+	}
+	return all
+}
+
+// SetNetworks changes the modes in which the machine connects sandboxes from now on; see Options.Networks.
+func (m *Machine) SetNetworks(modes ...spore.NetworkMode) {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	m.modes = append([]spore.NetworkMode{}, modes...)
+}

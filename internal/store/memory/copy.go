@@ -161,7 +161,7 @@ func keepJob(j *spore.Job) *spore.Job {
 func copyNode(n *spore.Node) *spore.Node {
 	c := *n
 	c.Labels = copyMap(n.Labels)
-	c.Installed = copyList(n.Installed)
+	c.Installed, c.Networks = copyList(n.Installed), copyList(n.Networks)
 	return &c
 }
 

@@ -5,7 +5,7 @@ import "github.com/sporevm/spore"
 var nodeStates = transition[spore.NodeState]{
 	table: "nodes", key: "id", column: "state", noun: "node", machine: spore.NodeTransitions,
 	fixed: "id, created_at",
-	changing: `address, state, state_reason, draining, labels, engine, components, installed,
+	changing: `address, state, state_reason, draining, labels, engine, components, installed, networks,
 		vcpus, memory_mib, memory_promised_mib, sandboxes, storage, updated_at, seen_at`,
 }.prepared()
 
@@ -20,6 +20,12 @@ type (
 		Engine      string `json:"engine,omitempty"`
 		StateFormat string `json:"stateFormat,omitempty"`
 		CPU         string `json:"cpu,omitempty"`
+
+		EngineVersion string `json:"engineVersion,omitempty"`
+	}
+	networkDocument struct {
+		Mode   spore.NetworkMode `json:"mode"`
+		WhyNot string            `json:"whyNot,omitempty"`
 	}
 	storageDocument struct {
 		TotalBytes    int64             `json:"totalBytes,omitempty"`
@@ -42,6 +48,7 @@ func nodeFields(n *spore.Node) []any {
 		&n.ID, asTime(&n.CreatedAt),
 		asText(&n.Address), &n.State, asText(&n.StateReason), asFlag(&n.Draining), asMap(&n.Labels), &n.Engine,
 		asDocument(&n.Components, storeComponents, loadComponents), asDocument(&n.Installed, storeInstalled, loadInstalled),
+		asDocument(&n.Networks, storeNetworks, loadNetworks),
 		&n.VCPUs, &n.MemoryMiB, &n.MemoryPromisedMiB, &n.Sandboxes, asDocument(&n.Storage, storeStorage, loadStorage),
 		asTime(&n.UpdatedAt), asTime(&n.SeenAt),
 	}
@@ -62,6 +69,22 @@ func loadInstalled(documents []componentsDocument) []spore.Components {
 	var list []spore.Components
 	for _, d := range documents {
 		list = append(list, spore.Components(d))
+	}
+	return list
+}
+
+func storeNetworks(list []spore.NodeNetwork) []networkDocument {
+	documents := make([]networkDocument, len(list))
+	for i, has := range list {
+		documents[i] = networkDocument(has)
+	}
+	return documents
+}
+
+func loadNetworks(documents []networkDocument) []spore.NodeNetwork {
+	var list []spore.NodeNetwork
+	for _, d := range documents {
+		list = append(list, spore.NodeNetwork(d))
 	}
 	return list
 }

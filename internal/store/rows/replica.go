@@ -11,7 +11,7 @@ var replicaPhases = transition[spore.ReplicaPhase]{
 	table: "replicas", key: "template_id, node_id", column: "phase", noun: "replica", machine: spore.ReplicaTransitions,
 	fixed: "template_id, node_id",
 	changing: `status, phase, artifact_id, last_job_id, last_error_phase, error_message, cleanup_required, attempts, retry_at,
-		guest_image, agent, kernel, engine, state_format, cpu,
+		guest_image, agent, kernel, engine, engine_version, state_format, cpu,
 		compat_status, compat_policy, compat_checked_at, verified_at, updated_at`,
 }.prepared()
 
@@ -25,7 +25,7 @@ func replicaFields(r *spore.Replica) []any {
 	return []any{
 		&r.TemplateID, &r.NodeID,
 		&r.Status, &r.Phase, &r.ArtifactID, &r.LastJobID, &r.LastErrorPhase, asText(&r.ErrorMessage), asFlag(&r.CleanupRequired), &r.Attempts, asTime(&r.RetryAt),
-		&r.Bound.GuestImage, &r.Bound.Agent, &r.Bound.Kernel, &r.Bound.Engine, &r.Bound.StateFormat, asText(&r.Bound.CPU),
+		&r.Bound.GuestImage, &r.Bound.Agent, &r.Bound.Kernel, &r.Bound.Engine, &r.Bound.EngineVersion, &r.Bound.StateFormat, asText(&r.Bound.CPU),
 		&r.CompatStatus, &r.CompatPolicy, asTime(&r.CompatCheckedAt), asTime(&r.VerifiedAt), asTime(&r.UpdatedAt),
 	}
 }

@@ -180,7 +180,7 @@ func sampleJob(n int) *spore.Job {
 }
 
 func sampleComponents() spore.Components {
-	return spore.Components{GuestImage: "krn-1", Agent: "a1", Kernel: "6.1", Engine: "7.2", StateFormat: "pc-7.2", CPU: "avx2 aes"}
+	return spore.Components{GuestImage: "krn-1", Agent: "a1", Kernel: "6.1", Engine: "7.2", StateFormat: "pc-7.2", CPU: "avx2 aes", EngineVersion: "7.2.22"}
 }
 
 func sampleReplica(templateID, nodeID string) *spore.Replica {
@@ -208,6 +208,7 @@ func sampleNode(n int) *spore.Node {
 		ID: fmt.Sprintf("Node-%02d.example.org", n), Address: "10.0.0.1:7", State: spore.NodeReady, StateReason: "why", Draining: true,
 		Labels: map[string]string{"zone": "a"}, Engine: "qemu", Components: sampleComponents(),
 		Installed: []spore.Components{{GuestImage: "krn-0", Agent: "a0", Kernel: "6.0"}, {GuestImage: "krn-2"}},
+		Networks:  []spore.NodeNetwork{{Mode: spore.NetworkNone}, {Mode: spore.NetworkIsolated, WhyNot: "no root"}},
 		VCPUs:     8, MemoryMiB: 1 << 14, MemoryPromisedMiB: 512, Sandboxes: 3,
 		Storage: spore.NodeStorage{
 			TotalBytes: 1 << 40, UsedBytes: 1 << 39, ReservedBytes: 7, Mode: spore.StorageWarn, Limits: spore.DefaultStorageLimits,

@@ -199,33 +199,20 @@ func (e *Engine) binaries(ctx context.Context) ([]*Binary, error) {
 	return all, nil
 }
 
-// reader picks the newest binary that reads snapshots of a format.
-func reader(all []*Binary, format Version) (*Binary, error) {
-	var have []string
+// reader picks the newest binary that reads snapshots of a format. writer is the version that wrote one, for people; it may be empty.
+func reader(all []*Binary, format Version, writer string) (*Binary, error) {
+	if at := slices.IndexFunc(all, func(b *Binary) bool { return b.Snapshot.reads(format) }); at >= 0 {
+		return all[at], nil
+	}
+	bound := spore.Components{Engine: "firecracker", EngineVersion: writer, StateFormat: stateFormat(format, processor{})}
+	var there []spore.Components
 	for _, b := range all {
-		if b.Snapshot.reads(format) {
-			return b, nil
-		}
-		have = append(have, fmt.Sprintf("%s reads %s", b.Version, b.Snapshot))
+		there = append(there, spore.Components{Engine: "firecracker", EngineVersion: b.Version.String(), StateFormat: stateFormat(b.Snapshot, processor{})})
 	}
-	return nil, spore.Errorf(spore.CodeStale, "the snapshot is in Firecracker's format %s, which no installed version reads (%s)",
-		format, strings.Join(have, ", ")).
-		WithHint("install a Firecracker that reads format %s%s beside the others, or make the template anew", format, writers(format))
-}
-
-// formats are the snapshot formats of released versions, for hints.
-var formats = []struct {
-	format   int // major version
-	versions string
-}{
-	{3, "1.10.0"}, {4, "1.10.1"}, {5, "1.11"}, {6, "1.12"}, {8, "1.13 or 1.14"}, {9, "1.15"}, {10, "1.16"}, {11, "1.17"},
-}
-
-func writers(format Version) string {
-	for _, f := range formats {
-		if f.format == format.Major {
-			return " (" + f.versions + ")"
-		}
+	gap := spore.EngineGap(bound, there[0], there[1:])
+	e := spore.Errorf(spore.CodeStale, "the device state cannot be loaded: %s", gap.Why)
+	if gap.Cure == "" {
+		return nil, e.WithHint("install a Firecracker that reads format %s beside what is there, or make the template anew", format)
 	}
-	return ""
+	return nil, e.WithHint("install %s beside what is there, or make the template anew", gap.Cure)
 }

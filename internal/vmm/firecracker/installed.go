@@ -9,6 +9,7 @@ import (
 	"slices"
 
 	"github.com/sporevm/spore"
+	"github.com/sporevm/spore/internal/vmm"
 )
 
 // Candidate is a Firecracker that was found on this host.
@@ -44,8 +45,8 @@ func (e *Engine) Examine(ctx context.Context) ([]Candidate, error) {
 	return all, nil
 }
 
-// StateFormats are the formats of device state that some installed version loads on this host's processor, newest first.
-func (e *Engine) StateFormats(ctx context.Context) ([]string, error) {
+// Versions are the installed versions of which each is the newest that loads its format of device state, newest first.
+func (e *Engine) Versions(ctx context.Context) ([]vmm.Info, error) {
 	all, err := e.Installed(ctx)
 	if err != nil {
 		return nil, err
@@ -54,11 +55,14 @@ func (e *Engine) StateFormats(ctx context.Context) ([]string, error) {
 	if err != nil {
 		return nil, err
 	}
-	var formats []string
+	var versions []vmm.Info
 	for _, b := range all {
-		formats = append(formats, stateFormat(b.Snapshot, cpu))
+		v := platform{all: []*Binary{b}, cpu: cpu}.info()
+		if !slices.ContainsFunc(versions, func(newer vmm.Info) bool { return newer.StateFormat == v.StateFormat }) {
+			versions = append(versions, v)
+		}
 	}
-	return formats, nil
+	return versions, nil
 }
 
 // CleanPool ends the processes that an earlier engine on the same StateDir had started ahead, and that no server knows of any more.

@@ -65,15 +65,16 @@ func TestReader(t *testing.T) {
 		{Version: Version{1, 13, 0}, Snapshot: Version{8, 0, 0}},
 	}
 	for format, want := range map[Version]Version{{11, 0, 0}: {1, 17, 0}, {8, 0, 0}: {1, 14, 0}} {
-		if b, err := reader(all, format); err != nil || b.Version != want {
+		if b, err := reader(all, format, ""); err != nil || b.Version != want {
 			t.Errorf("%v: %v, %v", format, b, err)
 		}
 	}
-	_, err := reader(all, Version{9, 0, 0})
-	if e := spore.AsError(err); e.Code != spore.CodeStale || !strings.Contains(e.Hint, "1.15") || !strings.Contains(e.Message, "9.0.0") {
+	_, err := reader(all, Version{9, 0, 0}, "1.15.2")
+	want := "it was frozen by Firecracker 1.15.2, format 9.0.0; installed: 1.17.0 (format 11.0.0), 1.14.0 (format 8.0.0), 1.13.0 (format 8.0.0)"
+	if e := spore.AsError(err); e.Code != spore.CodeStale || !strings.Contains(e.Hint, "install Firecracker 1.15 ") || !strings.HasSuffix(e.Message, want) {
 		t.Errorf("%+v", e)
 	}
-	if _, err := reader(all, Version{11, 1, 0}); spore.CodeOf(err) != spore.CodeStale {
+	if _, err := reader(all, Version{11, 1, 0}, "1.18.0"); spore.CodeOf(err) != spore.CodeStale || !strings.Contains(spore.AsError(err).Hint, "install Firecracker 1.18.0 ") {
 		t.Errorf("a later minor format: %v", err)
 	}
 }

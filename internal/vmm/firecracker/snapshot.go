@@ -29,7 +29,7 @@ func (m *machine) SaveState(ctx context.Context, out *os.File) error {
 	if err != nil {
 		return err
 	}
-	return writeState(out, envelope{Format: m.format, Shape: m.shape, Tap: m.tap, Limits: m.limits}, payload)
+	return writeState(out, envelope{Format: m.format, Writer: m.jail.binary.Version.String(), Shape: m.shape, Tap: m.tap, Limits: m.limits}, payload)
 }
 
 // snapshot takes a snapshot and returns the device state. The caller has the turn.

@@ -24,7 +24,8 @@ const (
 )
 
 type envelope struct {
-	Format string            `json:"format"` // see stateFormat
+	Format string            `json:"format"`           // see stateFormat
+	Writer string            `json:"writer,omitempty"` // version of the Firecracker that wrote it
 	Shape  shape             `json:"shape"`
 	Tap    string            `json:"tap,omitempty"`    // that the state names
 	Limits []vmm.DriveLimits `json:"limits,omitempty"` // that the state holds, by drive

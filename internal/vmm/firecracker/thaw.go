@@ -39,7 +39,7 @@ func (e *Engine) Thaw(ctx context.Context, cfg vmm.Config, from vmm.Image) (vmm.
 	if err != nil {
 		return nil, err
 	}
-	b, err := p.readerOf(saved.Format)
+	b, err := p.readerOf(saved.envelope)
 	if err != nil {
 		return nil, err
 	}
@@ -58,16 +58,21 @@ func (e *Engine) Thaw(ctx context.Context, cfg vmm.Config, from vmm.Image) (vmm.
 }
 
 // readerOf picks the binary for a state's format and checks that the processor is the one it was saved on.
-func (p platform) readerOf(format string) (*Binary, error) {
-	snapshot, cpu, ok := parseStateFormat(format)
+func (p platform) readerOf(saved envelope) (*Binary, error) {
+	snapshot, cpu, ok := parseStateFormat(saved.Format)
 	if !ok {
-		return nil, spore.Errorf(spore.CodeStale, "the device state was saved as %.100q, which is not Firecracker's", format)
+		return nil, spore.Errorf(spore.CodeStale, "the device state was saved as %.100q, which is not Firecracker's", saved.Format).
+			WithHint("make the template anew")
 	}
 	if digestOf(p.cpu.features) != cpu {
 		return nil, spore.Errorf(spore.CodeStale, "the device state was saved on another kind of processor (%s; this host's is %s)", cpu, digestOf(p.cpu.features)).
 			WithHint("thaw it on a node with the same processor, or make the template anew")
 	}
-	return reader(p.all, snapshot)
+	writer := "" // for people, and so nothing but a version
+	if v, err := ParseVersion([]byte("v" + saved.Writer)); err == nil {
+		writer = v.String()
+	}
+	return reader(p.all, snapshot, writer)
 }
 
 // thawUp loads memory and device state; the VM is paused then.
