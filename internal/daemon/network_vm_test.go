@@ -1,14 +1,19 @@
 package daemon_test
 
 import (
+	"encoding/json"
+	"errors"
 	"fmt"
 	"io"
+	"io/fs"
 	"net"
 	"net/http"
 	"os"
 	"path/filepath"
+	"slices"
 	"strings"
 	"sync"
+	"syscall"
 	"testing"
 	"time"
 
@@ -58,6 +63,13 @@ func TestNetworks(t *testing.T) {
 	for _, mode := range modes {
 		t.Run(string(mode)+" after a crash", func(t *testing.T) { boxes[mode].goesOn(t, srv) })
 	}
+	user := boxes[spore.NetworkUser]
+	user.losesNetwork(t, srv)
+	user.goesOn(t, srv)
+	srv.crash()
+	killNetworks(t, srv.dir)
+	srv = start(t, cfg)
+	user.goesOn(t, srv)
 	before := links(t, srv.dir)
 	if len(before) != len(modes) {
 		t.Errorf("there are %v", before)
@@ -248,6 +260,70 @@ func (b *netBox) goesOn(t *testing.T, srv *server) {
 	allow := sb.Network.Egress.AllowCIDRs
 	if _, err := srv.UpdateSandbox(t.Context(), b.id, api.SandboxUpdate{Egress: api.EgressUpdate{AllowCIDRs: &allow, Internet: &on}}); err != nil {
 		t.Fatal(err)
+	}
+}
+
+// losesNetwork kills the network process of a sandbox. Another takes its place, and an open connection is over.
+func (b *netBox) losesNetwork(t *testing.T, srv *server) {
+	host, port, _ := net.SplitHostPort(b.outside.String())
+	talk := "(yes | nc %s %s > /root/in; touch /root/over) > /dev/null 2>&1 & for i in $(seq 300); do grep -q welcome /root/in && break; sleep 0.1; done"
+	srv.sh(t, b.id, fmt.Sprintf(talk, host, port))
+	wantReplaced(t, srv.dir, killNetworks(t, srv.dir))
+	if got := srv.sh(t, b.id, "for i in $(seq 300); do [ -e /root/over ] && break; sleep 0.1; done; ls /root/over"); got != "/root/over" {
+		t.Errorf("a connection of the network process before goes on (%q)", got)
+	}
+}
+
+// networkProcesses are the network processes that a server has on record.
+func networkProcesses(t *testing.T, dir string) (pids []int) {
+	t.Helper()
+	records, err := filepath.Glob(filepath.Join(dir, "vms", "*", "net.json"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, path := range records {
+		var record struct{ PID int }
+		text, err := os.ReadFile(path)
+		if errors.Is(err, fs.ErrNotExist) {
+			continue
+		}
+		if err == nil {
+			err = json.Unmarshal(text, &record)
+		}
+		if err != nil {
+			t.Fatal(err)
+		}
+		pids = append(pids, record.PID)
+	}
+	return pids
+}
+
+// killNetworks kills all network processes of a server, and says which.
+func killNetworks(t *testing.T, dir string) []int {
+	t.Helper()
+	pids := networkProcesses(t, dir)
+	if len(pids) == 0 {
+		t.Fatal("there is no network process")
+	}
+	for _, pid := range pids {
+		if err := syscall.Kill(pid, syscall.SIGKILL); err != nil {
+			t.Fatal(err)
+		}
+	}
+	return pids
+}
+
+// wantReplaced waits until there are others in the places of network processes that were killed.
+func wantReplaced(t *testing.T, dir string, old []int) {
+	t.Helper()
+	for deadline := time.Now().Add(time.Minute); ; time.Sleep(20 * time.Millisecond) {
+		now := networkProcesses(t, dir)
+		if len(now) == len(old) && !slices.ContainsFunc(now, func(pid int) bool { return slices.Contains(old, pid) }) {
+			return
+		}
+		if time.Now().After(deadline) {
+			t.Fatalf("the network processes %v were killed, and there are %v", old, now)
+		}
 	}
 }
 
