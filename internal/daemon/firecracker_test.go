@@ -87,8 +87,11 @@ func testServedByFirecracker(t *testing.T, cfg serving, upgrade func()) {
 	b := srv.create(t, snap.ID)
 	runs(b.ID)
 	plugged(2)
+	wantReplaced(t, cfg.DataDir, killNetworks(t, cfg.DataDir)) // by others, on the devices that the VMs have open
+	plugged(2)
 
 	srv.crash()
+	killNetworks(t, cfg.DataDir)
 	upgrade()
 	cfg.Engine = daemon.EngineAuto // the directory remembers
 	srv = start(t, cfg)
