@@ -280,6 +280,12 @@ func (w *world) devil() {
 	case 10:
 		w.note("empty " + m.ID())
 		m.Fill(0)
+	case 11:
+		w.note("unplug " + m.ID())
+		m.SetNetworks(spore.NetworkIsolated) // and clients ask for user
+	case 12:
+		w.note("plug " + m.ID())
+		m.SetNetworks(spore.NetworkUser)
 	}
 	if late := m.Late(); len(late) > 0 && w.rand.IntN(20) == 0 {
 		i := w.rand.IntN(len(late))
@@ -293,6 +299,7 @@ func (w *world) settle() {
 	w.calm = true
 	for _, m := range w.machines {
 		m.SetReachable(true)
+		m.SetNetworks(spore.NetworkUser)
 		m.Fill(0)
 		for len(m.Late()) > 0 {
 			go m.Deliver(0)
