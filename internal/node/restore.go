@@ -179,6 +179,7 @@ func (r *recovery) links(ctx context.Context) error {
 	for _, l := range n.links {
 		keep[l.Network.Mode] = append(keep[l.Network.Mode], l)
 	}
+	known := maps.Clone(n.machines) // of others a connection may be in the making
 	n.mu.Unlock()
 	lost := map[string]error{}
 	for mode, nets := range n.opt.Networks {
@@ -198,7 +199,11 @@ func (r *recovery) links(ctx context.Context) error {
 			return nil
 		})
 	}
-	n.bereave(lost)
+	for vm, why := range lost {
+		if m := known[vm]; m != nil {
+			n.bereave(m, why)
+		}
+	}
 	if err := g.Wait(); err != nil {
 		return err
 	}
@@ -208,15 +213,10 @@ func (r *recovery) links(ctx context.Context) error {
 	return n.opt.Governor.Recover(ctx, n.cap.ids())
 }
 
-// bereave ends VMs that ran under this server while they lost their networks, where nobody watches for that.
-func (n *Node) bereave(lost map[string]error) {
-	for vm, why := range lost {
-		n.mu.Lock()
-		m := n.machines[vm]
-		n.mu.Unlock()
-		if m != nil && n.carrier(m) == nil && !m.ending.Load() && !m.parting() {
-			go n.fail(m, spore.Errorf(spore.CodeConflict, "its network was lost: %w", why))
-		}
+// bereave ends a VM that ran under this server while it lost its network, where nobody watches for that.
+func (n *Node) bereave(m *machine, why error) {
+	if n.carrier(m) == nil && !m.ending.Load() && !m.parting() {
+		go n.fail(m, spore.Errorf(spore.CodeConflict, "its network was lost: %w", why))
 	}
 }
 

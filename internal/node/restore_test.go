@@ -89,4 +89,18 @@ func TestNetworkIsLost(t *testing.T) {
 	c.wants(t, r, good, cut)
 	c.tear(mGood.id) // it is watched from then on
 	eventually(t, "it is restored under the next server", func() bool { return c.restorals(mGood.id) == 2 })
+
+	// A network that hangs on no process is looked at now and then.
+	r.OnExit(func(sandbox string, _ int, reason string) { exits <- sandbox + ": " + reason })
+	firm := newCables()
+	r.opt.Networks[spore.NetworkIsolated] = struct{ Networks }{firm}
+	s := &spore.Sandbox{ID: spore.NewSandboxID(), Generation: 1, TemplateID: tpl.ID, Network: spore.Network{Mode: spore.NetworkIsolated}}
+	must(t, r.Start(ctx, s, tpl.ID))
+	m, err = r.machine(s.ID, 1)
+	must(t, err)
+	firm.tear(m.id)
+	_, err = r.Recover(ctx, []*spore.Sandbox{good, cut, s})
+	must(t, err)
+	ends(s, "its network was lost: torn by the test")
+	firm.wants(t, r)
 }
