@@ -84,7 +84,8 @@ func TestArgsOfNIC(t *testing.T) {
 		}
 		for _, word := range args {
 			if device, ok := strings.CutPrefix(word, "virtio-net-pci,"); ok {
-				devices = append(devices, strings.TrimSuffix(device, ",netdev=net0"))
+				device, _, _ = strings.Cut(device, ",netdev=")
+				devices = append(devices, device)
 			}
 		}
 	}
