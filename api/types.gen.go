@@ -1725,7 +1725,7 @@ type NodeNetwork struct {
 
 	// WhyNot Why it cannot; not there when it can.
 	//
-	// Example: Firecracker takes traffic from TAP devices only
+	// Example: isolated networks need root
 	WhyNot string `json:"whyNot,omitempty,omitzero"`
 }
 

@@ -122,6 +122,20 @@ func testServedByFirecracker(t *testing.T, cfg serving, upgrade func()) {
 	}
 	runs(a.ID)
 
+	// Without the old version what that has frozen cannot be thawed, and the refusal says what is missing.
+	installed, away := filepath.Join(cfg.FirecrackerDir, "1.13.1"), filepath.Join(t.TempDir(), "away")
+	if err := os.Rename(installed, away); err != nil {
+		t.Fatal(err)
+	}
+	_, err = srv.CreateSandbox(ctx, api.CreateRequest{Template: "old"})
+	if e := spore.AsError(err); e == nil || e.Code != spore.CodeStale || !strings.Contains(e.Hint, "install Firecracker 1.13 or 1.14") ||
+		!strings.Contains(e.Message, "it was frozen by Firecracker 1.13.1, format 8.0.0; installed: 1.17.0 (format 12.0.0)") {
+		t.Errorf("without the version that froze it: %#v", e)
+	}
+	if err := os.Rename(away, installed); err != nil {
+		t.Fatal(err)
+	}
+
 	endHypervisorOf(t, cfg.DataDir, b.ID)
 	for deadline := time.Now().Add(time.Minute); ; time.Sleep(20 * time.Millisecond) {
 		got, err := srv.GetSandbox(ctx, b.ID)
