@@ -130,3 +130,30 @@ func TestNoNetworkMode(t *testing.T) {
 		}
 	}
 }
+
+// TestEveryGapHasAWord goes through all sorts of frozen VMs and machines: what is STALE has a reason that names something, and what is not has none.
+func TestEveryGapHasAWord(t *testing.T) {
+	var all []spore.Components
+	for _, guest := range []string{"", "krn-1", "krn-2"} {
+		for _, agent := range []string{"", "a1", "a2"} {
+			for _, engine := range []string{"", "qemu", "firecracker"} {
+				for _, format := range []string{"", "firecracker-8.0.0/x", "firecracker-8.0.0/y", "firecracker-9.0.0/x"} {
+					for _, cpu := range []string{"", "intel", "amd"} {
+						all = append(all, spore.Components{GuestImage: guest, Agent: agent, Engine: engine, StateFormat: format, CPU: cpu})
+					}
+				}
+			}
+		}
+	}
+	beside := []spore.Components{{GuestImage: "krn-1", Agent: "a1"}, {Engine: "firecracker", StateFormat: "firecracker-8.0.0/x"}}
+	for _, policy := range []spore.CompatPolicy{spore.PolicyStrict, spore.PolicyGuestOnly} {
+		for _, bound := range all {
+			for _, now := range all {
+				gap := policy.Gap(bound, now, beside)
+				if stale := policy.Serves(bound, now, beside) == spore.CompatStale; stale != (gap.Why != "") || strings.Contains(gap.Why, "components") {
+					t.Fatalf("%s: frozen with %+v, on %+v: stale %t, %+v", policy, bound, now, stale, gap)
+				}
+			}
+		}
+	}
+}
