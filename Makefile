@@ -32,7 +32,7 @@ build: deps ## build bin/spore and bin/spore-init
 
 .PHONY: test
 test: build lint testbed ## everything: lint, unit and VM tests, simulation, KVM lab
-	@$(MAKE) -j2 servers units lab simulate STEPS=kvm,engine,lifecycle
+	@$(MAKE) -j2 -o build units servers lab simulate STEPS=kvm,engine,lifecycle
 
 # Two of these run at a time, each made so that it keeps one processor busy. Whole servers and their VMs take longest; every
 # package that is in them has tests of its own with the race detector. The target testbed has tested what it made.

@@ -65,7 +65,7 @@ func (n *Node) watchNetwork(m *machine) {
 		}
 		n.log.Warn("a sandbox has lost its network; it is made anew", "vm", m.id, "err", why)
 		losses = append(losses, time.Now())
-		if k := len(losses) - mostLosses; k >= 0 && losses[k+mostLosses-1].Sub(losses[k]) < lossesSpan {
+		if k := len(losses) - mostLosses; k >= 0 && time.Since(losses[k]) < lossesSpan {
 			n.fail(m, spore.Errorf(spore.CodeConflict, "its network was lost %d times within %s; the last time: %w", mostLosses, lossesSpan, why))
 			return
 		}
