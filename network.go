@@ -1,6 +1,7 @@
 package spore
 
 import (
+	"fmt"
 	"net/netip"
 	"net/url"
 	"slices"
@@ -189,6 +190,17 @@ type PortForward struct {
 	// Picked says that any host port would have done and the node has picked this one. Another may take its place when the
 	// sandbox is resumed or moved.
 	Picked bool `json:"picked,omitempty"`
+}
+
+// PortTaken is the cause of a refusal to publish a port where somebody else on the host has it.
+type PortTaken struct {
+	HostAddress string
+	HostPort    int
+	By          string // who has it: "sandbox s1"
+}
+
+func (e *PortTaken) Error() string {
+	return fmt.Sprintf("port %d of %s is taken by %s", e.HostPort, e.HostAddress, e.By)
 }
 
 // DefaultHostAddress is where ports are published when no address is named.

@@ -57,8 +57,8 @@ type Node interface {
 	Start(ctx context.Context, s *spore.Sandbox, frozenID string) error
 	// Publish makes the set of published ports of a sandbox that has a VM exactly this, all or none, and answers them with the
 	// host ports that were picked. Those that were published before, and are to be, are not interrupted; a port that was picked
-	// may become another when it is not to be had. spore.CodeConflict with the field ports.hostPort says that one is taken,
-	// spore.CodeUnsupported that the node may not have it. Ports belong to the sandbox: they stay as its generations come and
+	// may become another when it is not to be had. spore.CodeConflict with the field ports.hostPort says that one is taken, and
+	// its cause, a *spore.PortTaken, which; spore.CodeUnsupported that the node may not have it. Ports belong to the sandbox: they stay as its generations come and
 	// go, lead to the oldest that runs, and go with the last.
 	Publish(ctx context.Context, sandboxID string, ports []spore.PortForward) ([]spore.PortForward, error)
 	// Adjust brings policy and limits of generation s.Generation, which runs, in line with s. spore.CodeUnsupported names the

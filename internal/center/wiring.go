@@ -2,6 +2,7 @@ package center
 
 import (
 	"context"
+	"errors"
 	"slices"
 
 	"github.com/sporevm/spore"
@@ -397,9 +398,22 @@ func (c *Center) writeWiring(ctx context.Context, s *spore.Sandbox) error {
 	})
 }
 
-// settleWiring makes the VM of a running sandbox have what its row says, for a caller who holds the sandbox's lock.
+// settleWiring makes the VM of a running sandbox have what its row says, for a caller who holds the sandbox's lock. A place on the
+// host that somebody else has by now is given up: a controller may have died before it published there, or the server before it
+// listened again, and a row that goes on to name it would be wrong for good.
 func (c *Center) settleWiring(ctx context.Context, n Node, s *spore.Sandbox) error {
 	ports, err := n.Publish(ctx, s.ID, s.Ports)
+	for taken := (*spore.PortTaken)(nil); errors.As(err, &taken); {
+		left := slices.DeleteFunc(slices.Clone(s.Ports), func(p spore.PortForward) bool {
+			return p.HostPort == taken.HostPort && p.WithDefaults().HostAddress == taken.HostAddress
+		})
+		if len(left) == len(s.Ports) {
+			break
+		}
+		c.log.Warn("a published port is given up: it is somebody else's", "node", n.ID(), "sandbox", s.ID, "port", taken.HostPort, "by", taken.By)
+		s.Ports = left
+		ports, err = n.Publish(ctx, s.ID, left)
+	}
 	if err == nil {
 		err = n.Adjust(ctx, s)
 	}

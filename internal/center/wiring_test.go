@@ -1,6 +1,7 @@
 package center_test
 
 import (
+	"slices"
 	"testing"
 	"time"
 
@@ -101,7 +102,16 @@ func TestWiring(t *testing.T) {
 		// A node that crashes publishes again what the rows say.
 		w.machines[0].Crash()
 		w.pass(time.Minute)
-		w.truth(s.ID)
+		before := w.truth(s.ID).Ports
+
+		// What somebody else has taken by then is given up, and nothing else.
+		w.machines[0].Occupy(8080, true)
+		w.machines[0].Crash()
+		w.pass(time.Minute)
+		want := slices.DeleteFunc(before, func(p spore.PortForward) bool { return p.HostPort == 8080 })
+		if got := w.truth(s.ID).Ports; len(want) == 0 || !slices.Equal(got, want) {
+			t.Errorf("it has %+v, not %+v", got, want)
+		}
 	})
 }
 

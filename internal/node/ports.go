@@ -209,18 +209,18 @@ func (p *ports) listen(ctx context.Context, sandbox string, w spore.PortForward)
 func (p *ports) refusal(err error, sandbox string, w spore.PortForward, addr netip.Addr) error {
 	switch {
 	case errors.Is(err, syscall.EADDRINUSE):
-		by := "by another program on the machine"
+		taken := &spore.PortTaken{HostAddress: w.HostAddress, HostPort: w.HostPort, By: "another program on the machine"}
 		for id, had := range p.by {
 			if slices.ContainsFunc(had.forwards, func(f *forward) bool {
 				return f.HostPort == w.HostPort && (f.addr == addr || f.addr.IsUnspecified() || addr.IsUnspecified())
 			}) {
-				by = "by sandbox " + id
+				taken.By = "sandbox " + id
 				if id == sandbox {
-					by = "by the sandbox itself"
+					taken.By = "the sandbox itself"
 				}
 			}
 		}
-		e := spore.Errorf(spore.CodeConflict, "port %d of %s is taken %s", w.HostPort, w.HostAddress, by).WithCause(err).
+		e := spore.Errorf(spore.CodeConflict, "%w", taken).
 			WithHint("name another host port, or 0 for any that is free")
 		e.Field = "ports.hostPort"
 		return e

@@ -1,6 +1,7 @@
 package nodetest
 
 import (
+	"errors"
 	"slices"
 	"testing"
 
@@ -30,10 +31,11 @@ func (b *bed) publish(s *spore.Sandbox, want ...spore.PortForward) {
 	s.Ports = ports
 }
 
-// wantTaken wants to be told that a host port is taken.
-func (b *bed) wantTaken(err error) {
+// wantTaken wants to be told which host port is taken.
+func (b *bed) wantTaken(err error, port int) {
 	b.Helper()
-	if e := spore.AsError(err); e == nil || e.Code != spore.CodeConflict || e.Field != "ports.hostPort" {
+	var taken *spore.PortTaken
+	if e := spore.AsError(err); e == nil || e.Code != spore.CodeConflict || e.Field != "ports.hostPort" || !errors.As(err, &taken) || taken.HostPort != port {
 		b.Fatalf("a port that is taken: %+v", e)
 	}
 }
@@ -57,7 +59,7 @@ func testPorts(t *testing.T, fresh func(*testing.T) *bed) {
 			t.Fatalf("published anew as %+v, before as %+v", s.Ports, first)
 		}
 		_, err := b.Node.Publish(t.Context(), other.ID, []spore.PortForward{to(0, 7), to(first[0].HostPort, 80)})
-		b.wantTaken(err)
+		b.wantTaken(err, first[0].HostPort)
 		b.machines(wired(s, tpl.ID), running(other, tpl.ID)) // all or none
 		b.publish(s, first[1])
 		b.publish(other, to(first[0].HostPort, 80)) // it is free now
@@ -92,7 +94,7 @@ func testPorts(t *testing.T, fresh func(*testing.T) *bed) {
 		b.machines(wired(s, tpl.ID))
 		late := b.sandbox()
 		late.Ports = []spore.PortForward{to(0, 80), to(s.Ports[0].HostPort, 80)}
-		b.wantTaken(b.Node.Start(t.Context(), late, tpl.ID))
+		b.wantTaken(b.Node.Start(t.Context(), late, tpl.ID), s.Ports[0].HostPort)
 		b.machines(wired(s, tpl.ID))
 		b.idle()
 		two := at(s, 2) // generations come and go, ports stay

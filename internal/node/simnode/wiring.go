@@ -77,7 +77,8 @@ func (m *Machine) publish(sandbox string, want []spore.PortForward) ([]spore.Por
 			w.HostPort, by = port, m.listener(port, next)
 		}
 		if by != "" {
-			e := spore.Errorf(spore.CodeConflict, "port %d of node %s is taken by %s", w.HostPort, m.id, by).WithHint("name another host port, or 0 for any that is free")
+			e := spore.Errorf(spore.CodeConflict, "%w", &spore.PortTaken{HostAddress: w.HostAddress, HostPort: w.HostPort, By: by}).
+				WithHint("name another host port, or 0 for any that is free")
 			e.Field = "ports.hostPort"
 			return nil, e
 		}
