@@ -18,7 +18,7 @@ func wire(o cli.Options) cli.Options {
 func serve(ctx context.Context, cfg cli.ServeConfig) error {
 	return daemon.Serve(ctx, daemon.Config{
 		DataDir: cfg.DataDir, Listen: cfg.Listen, TokenFile: cfg.TokenFile, Engine: cfg.Engine, Accel: cfg.Accel,
-		Pool: cfg.Pool, NetworkPool: cfg.NetworkPool, DiskDirs: cfg.DiskDirs,
+		Pool: cfg.Pool, NetworkPool: cfg.NetworkPool, DiskDirs: cfg.DiskDirs, ReclaimAfter: cfg.ReclaimAfter,
 		Version: cfg.Version, Logger: cfg.Logger, DatabaseFile: cfg.DatabaseFile, DatabaseURL: cfg.DatabaseURL,
 		StorageLimits: cfg.StorageLimits, Retention: center.Retention{KeepLast: cfg.KeepLast, MaxAge: cfg.MaxAge},
 		Quota:            center.Quota{SnapshotsPerSandbox: cfg.SnapshotsPerSandbox, Templates: cfg.Templates, Bytes: cfg.QuotaBytes},

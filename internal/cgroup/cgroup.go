@@ -45,8 +45,6 @@ type Options struct {
 type Info struct {
 	Version Version
 	Path    string // of the directory that the groups are made in
-	// NoReclaim says why Group.Reclaim does not work here; empty when it does.
-	NoReclaim string
 }
 
 // Controller makes groups and finds them again. Its methods may be called from many goroutines at once.
@@ -124,11 +122,6 @@ func (c *Controller) remake() error {
 		}
 		if err := enable(dir, "cpu"); err != nil {
 			return err
-		}
-		if c.info.NoReclaim == "" {
-			if err := enable(dir, "memory"); err != nil {
-				return err
-			}
 		}
 	}
 	return nil

@@ -363,10 +363,6 @@ func TestBadInput(t *testing.T) {
 	if err := g.Add(0); err == nil {
 		t.Error("the server itself was added")
 	}
-	if c.Info().NoReclaim != "" {
-		_, err := g.Reclaim(t.Context(), 1<<20)
-		wantCode(t, "Reclaim", err, spore.CodeUnsupported)
-	}
 }
 
 func TestFingerprint(t *testing.T) {

@@ -126,29 +126,6 @@ func (g *Group) Usage() (Usage, error) {
 	return u, nil
 }
 
-// Reclaim asks the kernel to take up to n bytes of memory back from the group: file pages that are read again when they are
-// wanted, and, where there is swap, others. It tells whether that much was found. It fails with spore.CodeUnsupported where
-// Info.NoReclaim says so.
-func (g *Group) Reclaim(ctx context.Context, n int64) (enough bool, err error) {
-	if err := ctx.Err(); err != nil {
-		return false, err
-	}
-	if n <= 0 {
-		return false, fmt.Errorf("cgroup: reclaim of %d bytes", n)
-	}
-	if why := g.c.info.NoReclaim; why != "" {
-		return false, spore.Errorf(spore.CodeUnsupported, "memory cannot be taken back by group: %s", why)
-	}
-	err = write(g.dirs[0], "memory.reclaim", strconv.FormatInt(n, 10))
-	if errors.Is(err, syscall.EAGAIN) {
-		return false, nil
-	}
-	if err != nil {
-		return false, g.explain("take memory back from", err)
-	}
-	return true, nil
-}
-
 // Remove waits until no process is in the group, and removes it. It ends none: when ctx ends first it fails with
 // spore.CodeInUse, and the group stays. A group that is gone is no error.
 func (g *Group) Remove(ctx context.Context) error {

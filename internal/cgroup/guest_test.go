@@ -56,7 +56,7 @@ func initTests() error {
 		cmd.Stdout, cmd.Stderr, cmd.SysProcAttr = os.Stdout, os.Stderr, attr
 		return cmd.Run()
 	}
-	if err := tests(nil, "TestShareIsHeld|TestServersLeaveEachOtherAlone|TestGovern|TestGovernWhereItIs|TestBadInput|TestReclaim"); err != nil {
+	if err := tests(nil, "TestShareIsHeld|TestServersLeaveEachOtherAlone|TestGovern|TestGovernWhereItIs|TestBadInput"); err != nil {
 		return fmt.Errorf("as root: %w", err)
 	}
 	own := filepath.Join(top, "users", "service")
@@ -86,24 +86,6 @@ func initTests() error {
 		return fmt.Errorf("the user's server did not make way: %w", err)
 	}
 	return nil
-}
-
-func TestReclaim(t *testing.T) {
-	c := openHere(t)
-	if why := c.Info().NoReclaim; why != "" {
-		if os.Getenv("SPORE_CGROUP_WANT") != "" {
-			t.Error(why)
-		}
-		t.Skip(why)
-	}
-	g := create(t, c, "idle")
-	cmd := burn(t)
-	must(t, g.Add(cmd.Process.Pid))
-	if _, err := g.Reclaim(t.Context(), 1<<20); err != nil { // how much there is, is not the point
-		t.Error(err)
-	}
-	must(t, cmd.Process.Kill())
-	cmd.Wait()
 }
 
 func TestVersion2InGuest(t *testing.T) {

@@ -75,7 +75,7 @@ func (c *Controller) openV1() error {
 	case err != nil:
 		return err
 	}
-	c.info = Info{Version: V1, Path: cpu, NoReclaim: "version 1 has no way to"}
+	c.info = Info{Version: V1, Path: cpu}
 	return nil
 }
 
@@ -134,23 +134,9 @@ func (c *Controller) openV2() error {
 	if err := enable(dir, "cpu"); err != nil {
 		return err
 	}
-	c.info = Info{Version: V2, Path: dir, NoReclaim: c.reclaimV2(parent, dir, offered)}
+	c.info = Info{Version: V2, Path: dir}
 	c.dirs = []string{dir}
 	return nil
-}
-
-// reclaimV2 switches on what Group.Reclaim needs and says why that cannot be.
-func (c *Controller) reclaimV2(parent, dir string, offered []string) (why string) {
-	if !slices.Contains(offered, "memory") {
-		return "the memory controller is not offered"
-	}
-	if err := errors.Join(enable(parent, "memory"), enable(dir, "memory")); err != nil {
-		return fmt.Sprintf("the memory controller cannot be enabled: %v", err)
-	}
-	if _, err := os.Stat(filepath.Join(dir, "memory.reclaim")); err != nil {
-		return "the kernel is older than 5.19"
-	}
-	return ""
 }
 
 // isRoot tells the root of the hierarchy, which no limit is on and processes may be in beside groups, from what a container

@@ -57,6 +57,8 @@ type ServeConfig struct {
 	NetworkPool int      // isolated networks kept ready
 	DiskDirs    []string // absolute; from which sandboxes may be given disks
 
+	ReclaimAfter time.Duration // how long a sandbox must be idle; 0 is never
+
 	Version string
 	Logger  *slog.Logger
 

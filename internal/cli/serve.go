@@ -65,6 +65,9 @@ KVM, and root for its jailer.`,
 			if cfg.NetworkPool < 0 {
 				return usage(cmd, errors.New("--network-pool cannot be negative"))
 			}
+			if cfg.ReclaimAfter < 0 {
+				return usage(cmd, errors.New("--reclaim-after cannot be negative"))
+			}
 			for i, dir := range cfg.DiskDirs {
 				if cfg.DiskDirs[i], err = filepath.Abs(dir); err != nil {
 					return err
@@ -96,6 +99,7 @@ KVM, and root for its jailer.`,
 	f.IntVar(&cfg.NetworkPool, "network-pool", 4, "isolated networks to keep ready, once the first was asked for")
 	f.StringArrayVar(&cfg.DiskDirs, "disk-dir", nil, "directory from which sandboxes may be given disks; may be given several times (default none)")
 	cmd.MarkFlagDirname("disk-dir")
+	f.DurationVar(&cfg.ReclaimAfter, "reclaim-after", 10*time.Minute, "how long a sandbox must be idle before its memory goes to swap, where there is any; 0 is never")
 	f.StringVar(&cfg.DatabaseFile, "database-file", "", "file that holds the URL of a PostgreSQL database (SPORE_DATABASE_URL is one itself)")
 	f.DurationVar(&cfg.OperationTimeout, "operation-timeout", 15*time.Minute, "how long a snapshot, rollback, fork, pause or resume may take")
 	engine.add(cmd)

@@ -33,6 +33,8 @@ type Config struct {
 	Pool      int    // VMs kept ready for each template in use
 	// NetworkPool is how many isolated networks are kept ready, once the first was asked for.
 	NetworkPool int
+	// ReclaimAfter is how long a sandbox must be idle before its memory goes to the machine's swap. 0: it never does.
+	ReclaimAfter time.Duration
 	// DiskDirs are the directories from which sandboxes may be given disks. Empty: none may.
 	DiskDirs []string
 	Init     string // file of spore-init for kernel bundles; "" is the one built in
@@ -184,7 +186,7 @@ func openNode(ctx context.Context, cfg Config, dir *dataDir, nets *networks) (_ 
 	}
 	n, err := node.Open(ctx, node.Options{
 		ID: host, DataDir: dir.path, Engine: engine, Images: images, Kernels: kernels, Frozen: states, Logger: cfg.Logger, Pool: cfg.Pool,
-		Storage: cfg.StorageLimits, Networks: nets.by, DiskDirs: cfg.DiskDirs, NoNetworks: nets.no, Governor: governor, NoGovernor: noGovernor,
+		Storage: cfg.StorageLimits, Networks: nets.by, DiskDirs: cfg.DiskDirs, ReclaimAfter: cfg.ReclaimAfter, NoNetworks: nets.no, Governor: governor, NoGovernor: noGovernor,
 	})
 	if err != nil {
 		return nil, nil, err

@@ -45,7 +45,7 @@ func Doctor(ctx context.Context, cfg Config) ([]Finding, error) {
 	if cfg.Logger == nil {
 		cfg.Logger = slog.New(slog.DiscardHandler) // what an engine would log is found here
 	}
-	findings := []Finding{host(), privileges(), tool("mkfs.ext4", "e2fsprogs", "makes the writable drives")}
+	findings := []Finding{host(), swap(), privileges(), tool("mkfs.ext4", "e2fsprogs", "makes the writable drives")}
 	findings = append(findings, engines(ctx, cfg)...)
 	findings = append(findings, tracking(), filesystem(dir), bundles(dir), embeddedInit(), portals())
 	findings = append(findings, userNetwork(), isolatedNetwork(dir), processors(ctx, dir))
@@ -65,6 +65,18 @@ func host() Finding {
 	f.Detail = fmt.Sprintf("Linux %s, %d processors, %d MiB of memory", unix.ByteSliceToString(u.Release[:]), runtime.NumCPU(), si.Totalram*uint64(si.Unit)>>20)
 	if runtime.GOARCH != "amd64" {
 		f.Verdict, f.Hint = FindingFail, "guests are x86-64; run Spore on such a machine"
+	}
+	return f
+}
+
+func swap() Finding {
+	f := Finding{Name: "swap", Verdict: FindingOK, Detail: "none: sandboxes that are idle keep their memory"}
+	var si unix.Sysinfo_t
+	if err := unix.Sysinfo(&si); err != nil {
+		return broken(f.Name, FindingWarn, err)
+	}
+	if si.Totalswap > 0 {
+		f.Detail = fmt.Sprintf("%d MiB: memory of sandboxes that are idle can go there", si.Totalswap*uint64(si.Unit)>>20)
 	}
 	return f
 }

@@ -79,9 +79,5 @@ func processors(ctx context.Context, dataDir string) Finding {
 		return broken(name, FindingWarn, err)
 	}
 	info := c.Info()
-	f := Finding{Name: name, Verdict: FindingOK, Detail: "control groups " + string(info.Version) + " at " + info.Path}
-	if info.NoReclaim != "" {
-		f.Detail += "; memory is not taken back from idle sandboxes: " + info.NoReclaim
-	}
-	return f
+	return Finding{Name: name, Verdict: FindingOK, Detail: "control groups " + string(info.Version) + " at " + info.Path}
 }

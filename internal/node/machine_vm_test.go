@@ -1,9 +1,12 @@
 package node
 
 import (
+	"fmt"
+	"os"
 	"slices"
 	"strings"
 	"testing"
+	"time"
 
 	"github.com/sporevm/spore"
 	"github.com/sporevm/spore/internal/guest"
@@ -109,4 +112,39 @@ func TestRedoOfRealMachine(t *testing.T) {
 	if len(report.Problems) > 0 {
 		t.Errorf("%+v", report.Problems)
 	}
+	t.Run("idle", func(t *testing.T) { r.goesToSwap(t, s) })
+}
+
+// goesToSwap has a sandbox be idle for longer than its memory is left to it, and wakes it.
+func (r *rig) goesToSwap(t *testing.T, s *spore.Sandbox) {
+	testbed.Swap(t, 256)
+	m, err := r.machine(s.ID, s.Generation)
+	must(t, err)
+	r.opt.ReclaimAfter = time.Hour
+	seen := map[string]*idleness{}
+	sum := r.sh(t, s, "md5sum /srv/noise")
+	now := time.Now()
+	r.lookForIdle(t.Context(), seen, now)
+	if got := swapped(t, m.vm.PID()); got != 0 {
+		t.Errorf("%d KiB of a sandbox that was just looked at went to swap", got)
+	}
+	r.lookForIdle(t.Context(), seen, now.Add(2*time.Hour))
+	if swapped(t, m.vm.PID()) == 0 {
+		t.Error("nothing of an idle sandbox went to swap")
+	}
+	if got := r.sh(t, s, "md5sum /srv/noise"); got != sum {
+		t.Errorf("it had %q and has %q", sum, got)
+	}
+}
+
+// swapped is how many KiB of a process's memory are in swap.
+func swapped(t *testing.T, pid int) (kib int) {
+	t.Helper()
+	text, err := os.ReadFile(fmt.Sprintf("/proc/%d/status", pid))
+	must(t, err)
+	_, rest, ok := strings.Cut(string(text), "\nVmSwap:")
+	if _, err := fmt.Sscan(rest, &kib); !ok || err != nil {
+		t.Fatalf("no VmSwap: %v", err)
+	}
+	return kib
 }

@@ -13,6 +13,7 @@ import (
 	"os"
 	"path/filepath"
 	"sync"
+	"time"
 
 	"github.com/sporevm/spore"
 	"github.com/sporevm/spore/internal/frozen"
@@ -41,6 +42,9 @@ type Options struct {
 	NoNetworks map[spore.NetworkMode]error
 	// DiskDirs are the directories from which sandboxes may be given disks. None: they get none.
 	DiskDirs []string
+	// ReclaimAfter is how long a sandbox must be idle before its memory is taken back, where the engine and the machine can. 0 never
+	// takes any.
+	ReclaimAfter time.Duration
 	// Governor bounds processor time; without one, NoGovernor says why.
 	Governor   Governor
 	NoGovernor error
@@ -106,6 +110,9 @@ func Open(ctx context.Context, opt Options) (*Node, error) {
 	}
 	n.ports = newPorts(n.dialGuest, func(what string, err error) { n.log.Warn(what, "err", err) })
 	n.pool = newPool(n, opt.Pool)
+	if opt.ReclaimAfter > 0 {
+		go n.reclaimIdle()
+	}
 	return n, nil
 }
 

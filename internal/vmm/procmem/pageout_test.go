@@ -8,6 +8,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	spore "github.com/sporevm/spore"
+	"github.com/sporevm/spore/internal/testbed"
 	"github.com/sporevm/spore/internal/vmm"
 )
 
@@ -22,7 +23,7 @@ func TestPageOut(t *testing.T) {
 	if _, err := m.PageOut(t.Context()); info.Totalswap == 0 && spore.CodeOf(err) != spore.CodeUnsupported {
 		t.Errorf("without swap: %v", err)
 	}
-	swapOn(t)
+	testbed.Swap(t, 8)
 	if n, err := m.PageOut(t.Context()); n != 0 || err != nil {
 		t.Errorf("of a process without pages of its own: %d, %v", n, err)
 	}

@@ -15,6 +15,7 @@ import (
 	"github.com/google/go-cmp/cmp"
 
 	spore "github.com/sporevm/spore"
+	"github.com/sporevm/spore/internal/testbed"
 	"github.com/sporevm/spore/internal/vmm"
 )
 
@@ -135,7 +136,7 @@ func TestSwappedPagesAreData(t *testing.T) {
 	path := ramFile(t, 64)
 	c := startChild(t, path)
 	m := open(t, c.pid, path, 64*page)
-	swapOn(t)
+	testbed.Swap(t, 8)
 	c.do("fill %d %d 9", 10*page, 20*page)
 	c.do("pageout %d %d 0", 10*page, 20*page)
 	swapped := 0

@@ -2,39 +2,15 @@ package qemu
 
 import (
 	"context"
-	"encoding/binary"
 	"os"
 	"path/filepath"
 	"testing"
 	"time"
-	"unsafe"
-
-	"golang.org/x/sys/unix"
 
 	spore "github.com/sporevm/spore"
+	"github.com/sporevm/spore/internal/testbed"
 	"github.com/sporevm/spore/internal/vmm"
 )
-
-// swapOn gives the machine a swap file of some MiB for the length of the test.
-func swapOn(t *testing.T, mib int) {
-	t.Helper()
-	path := filepath.Join(t.TempDir(), "swap")
-	buf := make([]byte, mib<<20)
-	binary.NativeEndian.PutUint32(buf[1024:], 1)                               // version
-	binary.NativeEndian.PutUint32(buf[1028:], uint32(len(buf)/vmm.PageSize-1)) // last page
-	copy(buf[vmm.PageSize-10:], "SWAPSPACE2")
-	must(t, os.WriteFile(path, buf, 0o600))
-	name, err := unix.BytePtrFromString(path)
-	must(t, err)
-	if _, _, errno := unix.Syscall(unix.SYS_SWAPON, uintptr(unsafe.Pointer(name)), 0, 0); errno != 0 {
-		t.Skipf("this machine does not let the test turn on swap: %v", errno)
-	}
-	t.Cleanup(func() {
-		if _, _, errno := unix.Syscall(unix.SYS_SWAPOFF, uintptr(unsafe.Pointer(name)), 0, 0); errno != 0 {
-			t.Errorf("swapoff %s: %v", path, errno)
-		}
-	})
-}
 
 func TestReclaim(t *testing.T) {
 	e := harness(t).New(t)
@@ -46,7 +22,7 @@ func TestReclaim(t *testing.T) {
 	must(t, err)
 	must(t, vm.SaveState(t.Context(), out))
 	must(t, out.Close())
-	swapOn(t, 64)
+	testbed.Swap(t, 64)
 	if _, err := vm.(vmm.Reclaimer).Reclaim(t.Context()); spore.CodeOf(err) != spore.CodeUnsupported {
 		t.Errorf("of a booted VM, whose RAM is its file: %v", err)
 	}

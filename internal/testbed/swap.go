@@ -1,4 +1,4 @@
-package procmem
+package testbed
 
 import (
 	"encoding/binary"
@@ -10,24 +10,25 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// swapOn gives the machine a small swap file for the length of the test.
-func swapOn(t *testing.T) {
+// Swap gives the machine a swap file of some MiB for the length of the test, and skips the test where that may not be.
+func Swap(t *testing.T, mib int) {
 	t.Helper()
-	const npages = 2048
+	const page = 4096
 	path := filepath.Join(t.TempDir(), "swap")
-	buf := make([]byte, npages*page)
-	binary.NativeEndian.PutUint32(buf[1024:], 1)        // version
-	binary.NativeEndian.PutUint32(buf[1028:], npages-1) // last page
+	buf := make([]byte, mib<<20)
+	// The header of mm/swapfile.c: version, last page, signature at the end of the first page.
+	binary.NativeEndian.PutUint32(buf[1024:], 1)
+	binary.NativeEndian.PutUint32(buf[1028:], uint32(len(buf)/page-1))
 	copy(buf[page-10:], "SWAPSPACE2")
-	if err := os.WriteFile(path, buf, 0o600); err != nil {
-		t.Fatal(err)
-	}
-	f, err := os.Open(path)
+	f, err := os.OpenFile(path, os.O_WRONLY|os.O_CREATE, 0o600)
 	if err != nil {
 		t.Fatal(err)
 	}
 	defer f.Close()
-	if err := f.Sync(); err != nil {
+	if _, err := f.Write(buf); err != nil {
+		t.Fatal(err)
+	}
+	if err := f.Sync(); err != nil { // the kernel wants its blocks on the disk
 		t.Fatal(err)
 	}
 	name, err := unix.BytePtrFromString(path)
