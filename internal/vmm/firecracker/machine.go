@@ -236,8 +236,12 @@ func (m *machine) Console(limit int) ([]byte, error) {
 }
 
 func (m *machine) Shutdown(ctx context.Context) error {
-	if err := m.Resume(ctx); err != nil {
-		return err // a guest that stands still cannot shut down
+	if err := m.usable(); err != nil {
+		return err
+	}
+	// A guest that stands still cannot shut down. One that does so by itself as soon as it runs on, may be gone before the answer.
+	if err := m.Resume(ctx); err != nil && !m.jail.proc.ended() {
+		return err
 	}
 	// Of a guest without the keyboard's driver nothing comes of it, and the wait below ends as it may.
 	end, err := m.begin(ctx)

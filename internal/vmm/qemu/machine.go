@@ -336,8 +336,13 @@ func (m *machine) Shutdown(ctx context.Context) error {
 	if err := m.usable(); err != nil {
 		return err
 	}
+	// A guest that stands still cannot shut down. One that does so by itself as soon as it runs on, may be gone before the answer.
 	if err := m.Resume(ctx); err != nil {
-		return err // a guest that stands still cannot shut down
+		select {
+		case <-m.proc.done:
+		default:
+			return err
+		}
 	}
 	if err := m.qmp.Do(ctx, "system_powerdown", nil, nil); err != nil {
 		if err := m.settle(err); spore.CodeOf(err) != spore.CodeConflict {
