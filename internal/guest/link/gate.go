@@ -71,8 +71,17 @@ func (l *lease) find(n nonce) error {
 	if err != nil {
 		return err
 	}
+	return l.keep(rest)
+}
+
+// keep hands out first what was read behind the nonce. A lease that has ended meanwhile has nothing to hand out: what it has read
+// is for the host that gave up on it, and would spoil the next session.
+func (l *lease) keep(rest []byte) error {
 	l.gate.rd.Lock()
 	defer l.gate.rd.Unlock()
+	if l.ended.Load() {
+		return net.ErrClosed
+	}
 	l.gate.rest = append(rest[:len(rest):len(rest)], l.gate.rest...)
 	return nil
 }

@@ -250,6 +250,51 @@ func TestResetStorm(t *testing.T) {
 	checkEcho(t, s, "calm")
 }
 
+// What a lease has read behind its nonce when the next RESET ends it, is that RESET's own nonce; the next session must not take it
+// for frames.
+func TestEndedLeaseKeepsNothing(t *testing.T) {
+	guest, host := socketPair(t)
+	defer guest.Close()
+	defer host.Close()
+	g := &gate{port: guest}
+	old := &lease{gate: g}
+	if err := old.Close(); err != nil {
+		t.Fatal(err)
+	}
+	if err := old.keep([]byte("the nonce of the next")); !errors.Is(err, net.ErrClosed) || len(g.rest) > 0 {
+		t.Errorf("%v; the next session begins with %q", err, g.rest)
+	}
+	next := &lease{gate: g}
+	if err := next.keep([]byte("frames")); err != nil || string(g.rest) != "frames" {
+		t.Errorf("%v, %q", err, g.rest)
+	}
+}
+
+// A guest that takes up a session and drops it at once is found out.
+func TestProof(t *testing.T) {
+	control, guestControl := socketPair(t)
+	data, guestData := socketPair(t)
+	for _, c := range []net.Conn{control, guestControl, guestData} {
+		defer c.Close()
+	}
+	s, err := newSession(control, data, nil, 0)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := s.proof(t.Context(), 50*time.Millisecond); err == nil || !strings.Contains(err.Error(), "does not answer") {
+		t.Error(err)
+	}
+	<-s.Done()
+
+	w := newWire(t, echo)
+	s = w.connect(t)
+	defer s.Close()
+	if err := s.proof(t.Context(), time.Minute); err != nil {
+		t.Error(err)
+	}
+	checkEcho(t, s, "hello")
+}
+
 func TestHangupEndsStreams(t *testing.T) {
 	started, ended := make(chan struct{}), make(chan struct{})
 	w := newWire(t, func(stream net.Conn) {

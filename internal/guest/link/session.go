@@ -30,8 +30,9 @@ func Open(ctx context.Context, control, data Port) (*Session, error) {
 	if err != nil {
 		control.Close()
 		data.Close()
+		return nil, err
 	}
-	return s, err
+	return s, nil
 }
 
 func open(ctx context.Context, control, data Port) (*Session, error) {
@@ -43,7 +44,8 @@ func open(ctx context.Context, control, data Port) (*Session, error) {
 	})
 	defer stop()
 	var seen tail
-	for wait := firstRetry; ; wait = min(2*wait, lastRetry) {
+	again := false
+	for wait := firstRetry; ; wait, again = min(2*wait, lastRetry), true {
 		n, start := newNonce(), time.Now()
 		rest, err := attempt(ctx, control, data, n, &seen, wait)
 		switch {
@@ -54,7 +56,11 @@ func open(ctx context.Context, control, data Port) (*Session, error) {
 			if err := data.SetReadDeadline(time.Time{}); err != nil {
 				return nil, err
 			}
-			return newSession(control, data, rest, time.Since(start))
+			s, err := newSession(control, data, rest, time.Since(start))
+			if err == nil && again {
+				err = s.proof(ctx, lastRetry)
+			}
+			return s, err
 		case ctx.Err() != nil:
 			return nil, fmt.Errorf("the guest did not answer: %w", context.Cause(ctx))
 		case !isTimeout(err):
@@ -122,6 +128,28 @@ func (p *prefixed) Read(b []byte) (int, error) {
 		return n, nil
 	}
 	return p.Port.Read(b)
+}
+
+// proof has the guest answer once within the session. After several RESETs that is worth a round trip: nobody but the guest knows
+// which of them it obeys, and of a session that it has dropped the host hears nothing.
+func (s *Session) proof(ctx context.Context, wait time.Duration) error {
+	answer := make(chan error, 1)
+	go func() {
+		_, err := s.mux.Ping()
+		answer <- err
+	}()
+	var err error
+	select {
+	case err = <-answer:
+	case <-time.After(wait):
+		err = errors.New("the guest took up the session and does not answer in it")
+	case <-ctx.Done():
+		err = fmt.Errorf("the guest did not answer: %w", context.Cause(ctx))
+	}
+	if err != nil {
+		s.mux.Close()
+	}
+	return err
 }
 
 // RTT is how long the guest took to answer the RESET.
