@@ -32,7 +32,7 @@ build: deps ## build bin/spore and bin/spore-init
 
 .PHONY: test
 test: build lint testbed ## everything: lint, unit and VM tests, simulation, KVM lab
-	@$(MAKE) -j2 -o build units servers lab simulate STEPS=kvm,engine,lifecycle
+	@$(MAKE) -j2 -o build units servers simulate lab PROCESSORS=1 STEPS=kvm,engine,lifecycle
 
 # Two of these run at a time, each made so that it keeps one processor busy. Whole servers and their VMs take longest; every
 # package that is in them has tests of its own with the race detector. The target testbed has tested what it made.
@@ -74,7 +74,7 @@ lab: build ## engines and lifecycles on a KVM that works (STEPS=kvm,engine,lifec
 
 .PHONY: simulate
 simulate: ## SEEDS (10000) runs of the center in a simulated world where everything goes wrong
-	go test -count=1 -timeout 30m -run 'TestSeeds|TestReplay' ./internal/center/centersim -seeds=$(or $(SEEDS),10000)
+	GOMAXPROCS=$(or $(PROCESSORS),$$(nproc)) go test -count=1 -timeout 30m -run 'TestSeeds|TestReplay' ./internal/center/centersim -seeds=$(or $(SEEDS),10000)
 
 .PHONY: soak
 soak: testbed ## memory and disk agree after ROUNDS (200) rounds of snapshot, fork and rollback, on ext4 and XFS

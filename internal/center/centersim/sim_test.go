@@ -54,7 +54,7 @@ func TestSeeds(t *testing.T) {
 		}
 		return
 	}
-	shards := uint64(runtime.NumCPU())
+	shards := uint64(runtime.GOMAXPROCS(0))
 	var all sync.WaitGroup
 	for i := range shards {
 		all.Go(func() {

@@ -39,10 +39,26 @@ func holds(t *testing.T, what string, want float64, measure func() float64) {
 	}
 }
 
+// exceeds looks whether a measured rate is above what it was bounded to before. A machine that has other things to do may take long
+// to get there; a limit that was not lifted never does.
+func exceeds(t *testing.T, what string, want float64, measure func() float64) {
+	t.Helper()
+	for deadline := time.Now().Add(patience); ; {
+		got := measure()
+		t.Logf("%s: %.0f a second", what, got)
+		if got > want {
+			return
+		}
+		if time.Now().After(deadline) {
+			t.Fatalf("%s: %.0f a second, still bounded", what, got)
+		}
+	}
+}
+
 // testThrottle thaws a VM with limits, which the frozen one did not have, and changes them while it runs.
 func (s *frozenSuite) testThrottle(t *testing.T) {
 	p := s.base.fork(t)
-	const bytesLimit, opsLimit = 2_000_000, 100
+	const bytesLimit, opsLimit = 2_000_000, 50
 	p.cfg.Drives[1].Limits = vmm.DriveLimits{BytesPerSecond: bytesLimit}
 	vm := p.thaw(s.template)
 	throttler, ok := vm.(vmm.Throttler)
@@ -59,12 +75,8 @@ func (s *frozenSuite) testThrottle(t *testing.T) {
 	inOps := func() float64 { _, o := rate(t, g, 2*time.Second, 4); return o }
 	holds(t, "bytes, from the start", bytesLimit, inBytes)
 	limit(vmm.DriveLimits{})
-	if b, _ := rate(t, g, time.Second, 64); b < 2*bytesLimit {
-		t.Errorf("without limits the disk takes %.0f bytes a second", b)
-	}
-	if _, o := rate(t, g, time.Second, 4); o < 2*opsLimit {
-		t.Errorf("without limits the disk takes %.0f operations a second", o)
-	}
+	exceeds(t, "bytes, without limits", 1.5*bytesLimit, inBytes)
+	exceeds(t, "operations, without limits", 1.5*opsLimit, inOps)
 	limit(vmm.DriveLimits{OpsPerSecond: opsLimit})
 	holds(t, "operations", opsLimit, inOps)
 	limit(vmm.DriveLimits{OpsPerSecond: 1_000_000, BytesPerSecond: bytesLimit / 2})
