@@ -33,29 +33,29 @@ type idleness struct {
 }
 
 // look notes how much processor time the VM has used by now, and says whether it has been idle for long enough to take its memory
-// back. That is said once: what it has back by then it needs even to be idle.
+// back, and that was not done since: what it has fetched again by then it needs even to be idle.
 func (i *idleness) look(now time.Time, used, long time.Duration) bool {
 	if i.at.IsZero() || float64(used-i.used) > idleShare*float64(now.Sub(i.at)) {
 		i.since, i.taken = now, false
 	}
 	i.at, i.used = now, used
-	if i.taken || now.Sub(i.since) < long {
-		return false
-	}
-	i.taken = true
-	return true
+	return !i.taken && now.Sub(i.since) >= long
 }
 
 // reclaimIdle takes memory back from sandboxes that are idle, until the node is closed.
 func (n *Node) reclaimIdle() {
 	ctx, cancel := context.WithCancel(context.Background())
 	defer cancel()
+	go func() { // also in the middle of a VM
+		<-n.closing
+		cancel()
+	}()
 	tick := time.NewTicker(min(n.opt.ReclaimAfter/4+1, longestLook))
 	defer tick.Stop()
 	seen := map[string]*idleness{}
 	for {
 		select {
-		case <-n.closing:
+		case <-ctx.Done():
 			return
 		case now := <-tick.C:
 			n.lookForIdle(ctx, seen, now)
@@ -85,17 +85,18 @@ func (n *Node) lookForIdle(ctx context.Context, seen map[string]*idleness, now t
 			seen[id] = &idleness{}
 		}
 		if seen[id].look(now, used, n.opt.ReclaimAfter) {
-			n.reclaim(ctx, m, r)
+			seen[id].taken = n.reclaim(ctx, m, r)
 		}
 	}
 }
 
-func (n *Node) reclaim(ctx context.Context, m *machine, r vmm.Reclaimer) {
-	// A capture reads the same pages; what it has read need not come back from swap for it.
+// reclaim takes back the memory of one VM, and says whether it was its turn: in the middle of a capture, which reads the same pages,
+// it is not. A capture that begins meanwhile does not wait.
+func (n *Node) reclaim(ctx context.Context, m *machine, r vmm.Reclaimer) bool {
 	if !m.freeze.TryLock() {
-		return
+		return false
 	}
-	defer m.freeze.Unlock()
+	m.freeze.Unlock()
 	size, err := r.Reclaim(ctx)
 	switch {
 	case spore.CodeOf(err) == spore.CodeUnsupported:
@@ -105,6 +106,7 @@ func (n *Node) reclaim(ctx context.Context, m *machine, r vmm.Reclaimer) {
 	case err == nil && size > 0:
 		n.log.Info("memory of an idle sandbox went to swap", "vm", m.id, "bytes", size)
 	}
+	return true
 }
 
 // processorTime is how much processor time a process has used, all of its threads together.

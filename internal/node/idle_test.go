@@ -10,20 +10,24 @@ func TestIdleness(t *testing.T) {
 	type step struct {
 		after, used time.Duration
 		want        bool
+		late        bool // a capture was in the way
 	}
 	for name, steps := range map[string][]step{
-		"idle":            {{0, time.Second, false}, {5 * time.Minute, time.Second, false}, {10 * time.Minute, 2 * time.Second, true}},
-		"once":            {{0, 0, false}, {10 * time.Minute, 0, true}, {20 * time.Minute, 0, false}, {40 * time.Minute, 0, false}},
-		"busy":            {{0, 0, false}, {10 * time.Minute, time.Minute, false}, {20 * time.Minute, 2 * time.Minute, false}},
-		"busy in between": {{0, 0, false}, {6 * time.Minute, time.Minute, false}, {12 * time.Minute, time.Minute, false}, {16 * time.Minute, time.Minute, true}},
-		"idle again":      {{0, 0, false}, {10 * time.Minute, 0, true}, {11 * time.Minute, time.Minute, false}, {21 * time.Minute, time.Minute, true}},
+		"idle":            {{0, time.Second, false, false}, {5 * time.Minute, time.Second, false, false}, {10 * time.Minute, 2 * time.Second, true, false}},
+		"once":            {{0, 0, false, false}, {10 * time.Minute, 0, true, false}, {20 * time.Minute, 0, false, false}, {40 * time.Minute, 0, false, false}},
+		"held up":         {{0, 0, false, false}, {10 * time.Minute, 0, true, true}, {11 * time.Minute, 0, true, false}, {12 * time.Minute, 0, false, false}},
+		"busy":            {{0, 0, false, false}, {10 * time.Minute, time.Minute, false, false}, {20 * time.Minute, 2 * time.Minute, false, false}},
+		"busy in between": {{0, 0, false, false}, {6 * time.Minute, time.Minute, false, false}, {12 * time.Minute, time.Minute, false, false}, {16 * time.Minute, time.Minute, true, false}},
+		"idle again":      {{0, 0, false, false}, {10 * time.Minute, 0, true, false}, {11 * time.Minute, time.Minute, false, false}, {21 * time.Minute, time.Minute, true, false}},
 	} {
 		t.Run(name, func(t *testing.T) {
 			var i idleness
 			for n, s := range steps {
-				if got := i.look(start.Add(s.after), s.used, 10*time.Minute); got != s.want {
+				got := i.look(start.Add(s.after), s.used, 10*time.Minute)
+				if got != s.want {
 					t.Errorf("look %d: %v", n, got)
 				}
+				i.taken = i.taken || got && !s.late
 			}
 		})
 	}

@@ -128,7 +128,13 @@ func (r *rig) goesToSwap(t *testing.T, s *spore.Sandbox) {
 	if got := swapped(t, m.vm.PID()); got != 0 {
 		t.Errorf("%d KiB of a sandbox that was just looked at went to swap", got)
 	}
+	m.freeze.Lock()
 	r.lookForIdle(t.Context(), seen, now.Add(2*time.Hour))
+	m.freeze.Unlock()
+	if got := swapped(t, m.vm.PID()); got != 0 {
+		t.Errorf("%d KiB of a sandbox went to swap in the middle of a capture", got)
+	}
+	r.lookForIdle(t.Context(), seen, now.Add(3*time.Hour))
 	if swapped(t, m.vm.PID()) == 0 {
 		t.Error("nothing of an idle sandbox went to swap")
 	}

@@ -92,7 +92,12 @@ func (e *Engine) believe(b *Binary) {
 	}
 	defer e.mu.Unlock()
 	boot, err := bootID()
-	if err == nil {
+	old := e.verdict
+	if old == nil {
+		old = e.remembered()
+	}
+	// What a guest of an older binary proves must not displace what is known of the newest, which new VMs start on.
+	if err == nil && (old == nil || !old.Works || old.BootID != boot) {
 		v := verdict{Works: true, BootID: boot, Binary: b.Firecracker, Mtime: b.mtime}
 		err = e.remember(v)
 		e.verdict = &v
