@@ -107,11 +107,11 @@ func TestNoVMSpeaks(t *testing.T) {
 	}
 }
 
-// TestSurvivesItsServer kills the process that started a sidecar, and takes the sidecar over.
-func TestSurvivesItsServer(t *testing.T) {
-	dir := t.TempDir()
+// orphan has a server start a sidecar in dir, kills the server, and takes the sidecar over.
+func orphan(t *testing.T, dir string, how ...string) *Link {
+	t.Helper()
 	t.Cleanup(func() { cleaned(t, dir) })
-	server := exec.Command(os.Args[0], "start-and-wait", dir)
+	server := exec.Command(os.Args[0], append([]string{"start-and-wait", dir}, how...)...)
 	server.Stderr = os.Stderr
 	out, err := server.StdoutPipe()
 	must(t, err)
@@ -122,10 +122,16 @@ func TestSurvivesItsServer(t *testing.T) {
 	}
 	must(t, syscall.Kill(server.Process.Pid, syscall.SIGKILL))
 	server.Wait() // says that it was killed
-
 	l, err := Open(dir)
 	must(t, err)
 	must(t, l.Ready(t.Context()))
+	return l
+}
+
+// TestSurvivesItsServer kills the process that started a sidecar, and takes the sidecar over.
+func TestSurvivesItsServer(t *testing.T) {
+	dir := t.TempDir()
+	l := orphan(t, dir)
 	g := newGuest(t, l.Socket())
 	must(t, l.Update(t.Context(), spore.Egress{Internet: internetOff}, Rates{In: 1_000_000}))
 	if g.reaches(serverIP + ":80") {

@@ -1,7 +1,6 @@
 package usernet
 
 import (
-	"bufio"
 	"bytes"
 	"context"
 	"crypto/sha256"
@@ -11,7 +10,6 @@ import (
 	"math/rand/v2"
 	"net"
 	"os"
-	"os/exec"
 	"sync"
 	"sync/atomic"
 	"syscall"
@@ -211,21 +209,7 @@ func TestTap(t *testing.T) {
 func TestTapSurvivesItsServer(t *testing.T) {
 	newNamespace(t) // or the test is skipped
 	dir := t.TempDir()
-	t.Cleanup(func() { cleaned(t, dir) })
-	server := exec.Command(os.Args[0], "start-and-wait", dir, "tap")
-	server.Stderr = os.Stderr
-	stdout, err := server.StdoutPipe()
-	must(t, err)
-	must(t, server.Start())
-	line, err := bufio.NewReader(stdout).ReadString('\n')
-	if err != nil || line != "started\n" {
-		t.Fatalf("%q, %v", line, err)
-	}
-	must(t, syscall.Kill(server.Process.Pid, syscall.SIGKILL))
-	server.Wait() // says that it was killed
-	l, err := Open(dir)
-	must(t, err)
-	must(t, l.Ready(t.Context()))
+	l := orphan(t, dir, "tap")
 	newTapGuest(t, l)
 	eventually(t, "it is connected", func() bool { s, err := l.Stats(t.Context()); must(t, err); return s.Connected })
 	must(t, l.Update(t.Context(), spore.Egress{Internet: internetOff}, Rates{In: 1_000_000}))
