@@ -228,7 +228,7 @@ func boot(t *testing.T, bundle *kernel.Bundle, root, second string) map[string]s
 		"-M", "q35,accel=tcg", "-cpu", "EPYC,+svm", "-m", fmt.Sprint(outerMiB),
 		"-nodefaults", "-no-user-config", "-display", "none", "-no-reboot", "-serial", "stdio",
 		"-kernel", bundle.VmlinuzPath(), "-initrd", bundle.InitrdPath(),
-		"-append", "console=ttyS0 quiet panic=-1 reboot=t mitigations=off lab.root=/dev/vda lab.cargo=/dev/vdb",
+		"-append", "console=ttyS0 quiet panic=-1 reboot=t mitigations=off no_timer_check lab.root=/dev/vda lab.cargo=/dev/vdb",
 		"-drive", "file="+root+",format=raw,if=virtio,snapshot=on",
 		"-drive", "file="+second+",format=raw,if=virtio,cache=unsafe",
 		"-device", "virtio-rng-pci")

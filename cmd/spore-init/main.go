@@ -104,7 +104,7 @@ func serve() error {
 	go func() { failed <- fmt.Errorf("agent server: %w", srv.Serve(streams)) }()
 
 	l := link.NewServer(data, func(s net.Conn) { link.Dispatch(s, streams.give) })
-	data.onHangup(l.Hangup)
+	data.onAbsence(l.Absent)
 	go func() { failed <- fmt.Errorf("control port: %w", l.Run(control)) }()
 	logf("agent %s serves", agent.Version)
 

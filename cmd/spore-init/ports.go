@@ -10,7 +10,6 @@ import (
 	"os"
 	"path/filepath"
 	"strings"
-	"sync"
 	"time"
 
 	"golang.org/x/sys/unix"
@@ -30,7 +29,9 @@ const deviceWait = 10 * time.Second
 // guestPort is one of the two ways to the host.
 type guestPort interface {
 	link.Port
-	onHangup(fn func())
+	// onAbsence sets what is called when no host is connected, and what it returns is called when none has come for a while; see
+	// link.Server.Absent. It must be called before the port is read.
+	onAbsence(begin func() (giveUp func() bool))
 }
 
 // openPorts opens the virtio-serial ports of the machine or, where it has none, the vsock ports in their place. Either may
@@ -88,18 +89,12 @@ func findPort(class, name string) (string, error) {
 	return "", fs.ErrNotExist
 }
 
-// hangupGrace is how long the host may be away before its session is given up. A thaw looks like a short absence.
-const hangupGrace = time.Second
-
 // port is a virtio-serial port. While no host is connected its device reads as ended, which is not the end of
-// anything: Read waits for the next host instead, and hangup is called when none has come for a while.
+// anything: Read waits for the next host instead.
 type port struct {
 	*os.File
-	conn   rawConn
-	hangup func()
-
-	mu    sync.Mutex
-	timer *time.Timer
+	conn    rawConn
+	absence absence
 }
 
 type rawConn interface {
@@ -112,11 +107,12 @@ func newPort(f *os.File) (*port, error) {
 	if err != nil {
 		return nil, err
 	}
-	return &port{File: f, conn: conn}, nil
+	p := &port{File: f, conn: conn}
+	p.absence.away = func() bool { return !p.connected() }
+	return p, nil
 }
 
-// onHangup sets what is called when the host has been away for a while. It must be set before the port is read.
-func (p *port) onHangup(fn func()) { p.hangup = fn }
+func (p *port) onAbsence(begin func() (giveUp func() bool)) { p.absence.begin = begin }
 
 // Read waits on the runtime's poller. The kernel reports edges, and a host that comes and sends is one.
 func (p *port) Read(b []byte) (n int, err error) {
@@ -132,7 +128,7 @@ func (p *port) Read(b []byte) (n int, err error) {
 			case err == unix.EAGAIN:
 				return false
 			case err == nil && n == 0:
-				p.absent()
+				p.absence.note()
 				return false
 			}
 			return true
@@ -145,23 +141,6 @@ func (p *port) Read(b []byte) (n int, err error) {
 		return 0, err
 	}
 	return n, nil
-}
-
-// absent notes that no host is connected.
-func (p *port) absent() {
-	p.mu.Lock()
-	defer p.mu.Unlock()
-	if p.hangup == nil || p.timer != nil {
-		return
-	}
-	p.timer = time.AfterFunc(hangupGrace, func() {
-		p.mu.Lock()
-		p.timer = nil
-		p.mu.Unlock()
-		if !p.connected() {
-			p.hangup()
-		}
-	})
 }
 
 func (p *port) connected() (yes bool) {

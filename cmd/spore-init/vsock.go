@@ -47,8 +47,7 @@ type vsockPort struct {
 	change       *sync.Cond
 	conn         hostConn // nil while no host is connected
 	read, write  time.Time
-	hangup       func()
-	timer        *time.Timer
+	absence      absence
 	acceptFailed error
 }
 
@@ -62,6 +61,11 @@ type hostConn interface {
 func newVsockPort() *vsockPort {
 	p := &vsockPort{}
 	p.change = sync.NewCond(&p.mu)
+	p.absence.away = func() bool {
+		p.mu.Lock()
+		defer p.mu.Unlock()
+		return p.conn == nil
+	}
 	return p
 }
 
@@ -158,18 +162,7 @@ func (p *vsockPort) drop(conn hostConn) {
 		return
 	}
 	p.conn = nil
-	if p.hangup == nil || p.timer != nil {
-		return
-	}
-	p.timer = time.AfterFunc(hangupGrace, func() {
-		p.mu.Lock()
-		p.timer = nil
-		gone := p.conn == nil
-		p.mu.Unlock()
-		if gone {
-			p.hangup()
-		}
-	})
+	p.absence.note()
 }
 
 // Read waits for a host when none is connected.
@@ -251,5 +244,4 @@ func (p *vsockPort) SetWriteDeadline(t time.Time) error {
 	return p.conn.SetWriteDeadline(t)
 }
 
-// onHangup sets what is called when the host has been away for a while. It must be set before the port is read.
-func (p *vsockPort) onHangup(fn func()) { p.hangup = fn }
+func (p *vsockPort) onAbsence(begin func() (giveUp func() bool)) { p.absence.begin = begin }

@@ -34,7 +34,12 @@ func TestHasVsock(t *testing.T) {
 func TestVsockPort(t *testing.T) {
 	p := newVsockPort()
 	gone := make(chan struct{}, 1)
-	p.onHangup(func() { gone <- struct{}{} })
+	p.onAbsence(func() func() bool {
+		return func() bool {
+			gone <- struct{}{}
+			return true
+		}
+	})
 	if _, err := p.Write([]byte("x")); !errors.Is(err, net.ErrClosed) {
 		t.Errorf("Write without a host: %v", err)
 	}

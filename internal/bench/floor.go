@@ -85,7 +85,7 @@ func (l *lab) newFloor(ctx context.Context, t *api.Template) (*floor, error) {
 	m.MemoryMiB, m.Kernel, m.Initrd = t.MemoryMiB, bundle.VmlinuzPath(), bundle.InitrdPath()
 	m.Append = "console=ttyS0 panic=-1 reboot=t"
 	if !slices.Contains(m.Args, "kvm") {
-		m.Append += " mitigations=off" // as the engine's own command line has it
+		m.Append += " mitigations=off no_timer_check" // as the engine's own command line has it
 	}
 	return f, f.unfreeze(ctx, filepath.Join(l.data, "frozen"), t.ID)
 }

@@ -118,7 +118,7 @@ func TestVersion2InGuest(t *testing.T) {
 	ctx, cancel := context.WithTimeout(t.Context(), 4*time.Minute)
 	defer cancel()
 	qemu := exec.CommandContext(ctx, "qemu-system-x86_64", "-M", "q35", "-accel", "tcg", "-cpu", "max", "-m", "384", "-nodefaults", "-display", "none",
-		"-serial", "stdio", "-no-reboot", "-kernel", kernel, "-initrd", initrd.Name(), "-append", "console=ttyS0 quiet panic=-1 mitigations=off")
+		"-serial", "stdio", "-no-reboot", "-kernel", kernel, "-initrd", initrd.Name(), "-append", "console=ttyS0 quiet panic=-1 mitigations=off no_timer_check")
 	out, err := qemu.CombinedOutput()
 	if errors.Is(err, exec.ErrNotFound) {
 		t.Skip("QEMU is not installed")

@@ -319,6 +319,31 @@ func TestHangupEndsStreams(t *testing.T) {
 	<-ended
 }
 
+// A guest may learn of a host's coming only after the host has made its session: that the host was away before is no reason to drop it.
+func TestAbsenceThatIsOver(t *testing.T) {
+	w := newWire(t, echo)
+	first := w.connect(t)
+	hangup := w.server.Absent()
+	first.Close()
+	second := w.connect(t)
+	defer second.Close()
+	if hangup() {
+		t.Error("a session was dropped that was made after the absence")
+	}
+	checkEcho(t, second, "here")
+	c, err := second.DialHTTP(t.Context())
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer c.Close()
+	if hangup := w.server.Absent(); !hangup() {
+		t.Error("the session of an absent host was not dropped")
+	}
+	if w.server.current.Load() != nil {
+		t.Error("the session is still there")
+	}
+}
+
 func TestOpenEndsWithContext(t *testing.T) {
 	control, _ := socketPair(t)
 	data, _ := socketPair(t)

@@ -3,6 +3,7 @@ package link
 import (
 	"net"
 	"sync"
+	"sync/atomic"
 
 	"github.com/hashicorp/yamux"
 )
@@ -12,8 +13,8 @@ type Server struct {
 	gate  gate
 	serve func(net.Conn)
 
-	mu      sync.Mutex
-	current *lease
+	mu      sync.Mutex // held while the lease changes
+	current atomic.Pointer[lease]
 }
 
 // NewServer makes the guest's end. Every stream that the host opens is given to serve, in a goroutine of its own; serve
@@ -32,19 +33,39 @@ func (s *Server) Run(control Port) error {
 func (s *Server) Hangup() {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	if s.current != nil {
-		s.current.Close()
-		s.current = nil
+	s.swap(nil)
+}
+
+// Absent is for when the host is not there, which may pass. The function that it returns is for when it has not: it drops the session
+// that there was, and answers false, having done nothing, when another has been made since. That one is of a host that did come, however
+// late the guest learns of it, and that will never hear that its session was dropped. Absent may be called within a Read of the port.
+func (s *Server) Absent() (hangup func() bool) {
+	was := s.current.Load()
+	return func() bool {
+		s.mu.Lock()
+		defer s.mu.Unlock()
+		if s.current.Load() != was {
+			return false
+		}
+		s.swap(nil)
+		return true
 	}
 }
 
 func (s *Server) reset(n nonce) {
-	s.Hangup()
-	l := &lease{gate: &s.gate}
 	s.mu.Lock()
-	s.current = l
-	s.mu.Unlock()
+	defer s.mu.Unlock()
+	l := &lease{gate: &s.gate}
+	s.swap(l)
 	go s.session(l, n)
+}
+
+// swap ends the lease that there is and puts next, which may be nil, in its place.
+func (s *Server) swap(next *lease) {
+	if was := s.current.Load(); was != nil {
+		was.Close()
+	}
+	s.current.Store(next)
 }
 
 // session runs on one lease from the nonce to the end. Any failure ends the lease; the host notices and resets.

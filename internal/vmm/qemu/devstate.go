@@ -17,6 +17,7 @@ import (
 	spore "github.com/sporevm/spore"
 	"github.com/sporevm/spore/internal/vmm"
 	"github.com/sporevm/spore/internal/vmm/foreign"
+	"github.com/sporevm/spore/internal/vmm/qemu/qmp"
 )
 
 // A saved state is a line of JSON, the envelope, followed by what QEMU wrote. QEMU checks little: it takes a state with
@@ -202,20 +203,16 @@ func (m *machine) saveState(ctx context.Context) ([]byte, error) {
 	defer writeOnly.Close()
 
 	m.fdset++
-	set := map[string]any{"fdset-id": m.fdset}
-	add, err := m.qmp.Send("add-fd", set, writeOnly)
+	add, err := m.qmp.Send("add-fd", setArgs(m.fdset), writeOnly)
 	if err != nil {
 		return nil, err
 	}
+	m.spent = append(m.spent, m.fdset)
 	save, err := m.qmp.Send("xen-save-devices-state", map[string]any{"filename": fmt.Sprintf("/dev/fdset/%d", m.fdset), "live": false}, nil)
 	if err != nil {
 		return nil, err
 	}
-	remove, err := m.qmp.Send("remove-fd", set, nil)
-	if err != nil {
-		return nil, err
-	}
-	if err := errors.Join(add.Wait(ctx, nil), save.Wait(ctx, nil), remove.Wait(ctx, nil)); err != nil {
+	if err := errors.Join(add.Wait(ctx, nil), save.Wait(ctx, nil)); err != nil {
 		return nil, err
 	}
 	payload, err := io.ReadAll(io.NewSectionReader(file, 0, maxStateSize+1))
@@ -226,6 +223,21 @@ func (m *machine) saveState(ctx context.Context) ([]byte, error) {
 		return nil, fmt.Errorf("qemu: the device state is of %d bytes", len(payload))
 	}
 	return payload, nil
+}
+
+func setArgs(id int) map[string]any { return map[string]any{"fdset-id": id} }
+
+// forgetSets has QEMU close the descriptors that it was given to save its state to. It closes none while its guest stands still,
+// and would have run out of them after some hundred saves. The holder of turn calls it, after the guest was told to run.
+func (m *machine) forgetSets(ctx context.Context) error {
+	for len(m.spent) > 0 {
+		var gone *qmp.Error
+		if err := m.qmp.Do(ctx, "remove-fd", setArgs(m.spent[0]), nil); err != nil && !errors.As(err, &gone) {
+			return err
+		}
+		m.spent = m.spent[1:]
+	}
+	return nil
 }
 
 // loadState feeds a device state to a QEMU that waits for one and returns when it has taken it.

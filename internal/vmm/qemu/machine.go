@@ -36,6 +36,7 @@ type machine struct {
 
 	turn  chan struct{} // held by the operation that may change the VM
 	fdset int           // the last set of descriptors given to QEMU; holder of turn
+	spent []int         // sets that QEMU may forget when it runs; holder of turn
 
 	mu       sync.Mutex
 	running  bool
@@ -264,6 +265,9 @@ func (m *machine) turnTo(ctx context.Context, command string, running bool) erro
 		return m.settle(err)
 	}
 	m.setRunning(running) // the event says the same, a moment later or earlier
+	if running {
+		return m.settle(m.forgetSets(ctx))
+	}
 	return nil
 }
 

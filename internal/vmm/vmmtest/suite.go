@@ -4,6 +4,7 @@ import (
 	"bytes"
 	"context"
 	"errors"
+	"fmt"
 	"io"
 	"os"
 	"path/filepath"
@@ -294,6 +295,27 @@ func testSaveTwice(t *testing.T, p *place, vm vmm.VM) {
 	must(t, vm.Resume(p.ctx()))
 	greet(t, vm).ask("count")
 	must(t, vm.Pause(p.ctx()))
+	if p.h.Processes {
+		testSavedOften(t, p, vm)
+	}
+}
+
+// testSavedOften has a VM saved again and again: its process must have no more files open afterwards.
+func testSavedOften(t *testing.T, p *place, vm vmm.VM) {
+	open := func() int {
+		entries, err := os.ReadDir(fmt.Sprintf("/proc/%d/fd", vm.PID()))
+		must(t, err)
+		return len(entries)
+	}
+	before := open()
+	for range 10 {
+		p.saveState(vm)
+		must(t, vm.Resume(p.ctx()))
+		must(t, vm.Pause(p.ctx()))
+	}
+	if after := open(); after > before+2 { // a thread of its own may have opened one meanwhile
+		t.Errorf("the hypervisor has %d files open before it was saved ten times, and %d afterwards", before, after)
+	}
 }
 
 func testSharedMemory(t *testing.T, vm vmm.VM) {
