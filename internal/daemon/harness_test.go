@@ -264,10 +264,12 @@ func (s *server) create(t *testing.T, template string) *api.Sandbox {
 	return sb
 }
 
-// sh runs a shell command in a sandbox and answers its output.
+// sh runs a shell command in a sandbox and answers its output. One that hangs fails its test, rather than the whole suite.
 func (s *server) sh(t *testing.T, sandbox, command string) string {
 	t.Helper()
-	out, err := s.Sandbox(sandbox).Command(t.Context(), "/bin/sh", "-c", command).CombinedOutput()
+	ctx, cancel := context.WithTimeout(t.Context(), 3*time.Minute)
+	defer cancel()
+	out, err := s.Sandbox(sandbox).Command(ctx, "/bin/sh", "-c", command).CombinedOutput()
 	if err != nil {
 		t.Fatalf("%s in %s: %v: %s", command, sandbox, err, out)
 	}

@@ -29,6 +29,8 @@ type Dialer func(ctx context.Context, port string) (net.Conn, error)
 // Only one Agent may talk to a VM at a time: a newer one takes the guest over and ends the streams of the older.
 type Agent struct {
 	dial      Dialer
+	runs      func() bool
+	patience  patience
 	transport *http.Transport
 	rpc       rpc
 
@@ -39,9 +41,14 @@ type Agent struct {
 }
 
 // Connect finds the agent, waiting for it until ctx ends: a guest that is booting answers when its agent is up. It
-// fails with spore.CodeUnreachable.
-func Connect(ctx context.Context, dial Dialer) (*Agent, error) {
-	a := &Agent{dial: dial}
+// fails with spore.CodeUnreachable. While runs says that the guest runs, one that answers nothing for a minute is taken to have
+// dropped the connection; of a guest that stands still nothing is expected.
+func Connect(ctx context.Context, dial Dialer, runs func() bool) (*Agent, error) {
+	return open(ctx, dial, runs, patience{look: 10 * time.Second, silence: time.Minute})
+}
+
+func open(ctx context.Context, dial Dialer, runs func() bool, p patience) (*Agent, error) {
+	a := &Agent{dial: dial, runs: runs, patience: p}
 	a.transport = &http.Transport{
 		DialContext:         func(ctx context.Context, _, _ string) (net.Conn, error) { return a.DialAgent(ctx) },
 		DisableCompression:  true, // what the agent sends is passed on as it is
@@ -111,6 +118,7 @@ func (a *Agent) connected(ctx context.Context) (*link.Session, error) {
 		}
 		if err == nil {
 			a.session = s
+			go a.watch(s)
 		}
 		a.mu.Unlock()
 		if err != nil {

@@ -125,7 +125,7 @@ func (m *machine) connect(ctx context.Context) (*guest.Agent, error) {
 	if m.held.Err() != nil {
 		return nil, errDead
 	}
-	a, err := guest.Connect(ctx, m.vm.DialPort)
+	a, err := guest.Connect(ctx, m.vm.DialPort, func() bool { return m.vm.State() == vmm.StateRunning })
 	if err != nil {
 		return nil, err
 	}

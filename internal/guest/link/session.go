@@ -133,24 +133,32 @@ func (p *prefixed) Read(b []byte) (int, error) {
 // proof has the guest answer once within the session. After several RESETs that is worth a round trip: nobody but the guest knows
 // which of them it obeys, and of a session that it has dropped the host hears nothing.
 func (s *Session) proof(ctx context.Context, wait time.Duration) error {
-	answer := make(chan error, 1)
-	go func() {
-		_, err := s.mux.Ping()
-		answer <- err
-	}()
-	var err error
-	select {
-	case err = <-answer:
-	case <-time.After(wait):
-		err = errors.New("the guest took up the session and does not answer in it")
-	case <-ctx.Done():
-		err = fmt.Errorf("the guest did not answer: %w", context.Cause(ctx))
-	}
+	ctx, cancel := context.WithTimeoutCause(ctx, wait, errors.New("the guest took up the session and does not answer in it"))
+	defer cancel()
+	err := s.Ping(ctx)
 	if err != nil {
 		s.mux.Close()
 	}
 	return err
 }
+
+// Ping has the guest answer once within the session. A guest that stands still answers when it runs on; ctx ends the wait.
+func (s *Session) Ping(ctx context.Context) error {
+	answer := make(chan error, 1)
+	go func() {
+		_, err := s.mux.Ping()
+		answer <- err
+	}()
+	select {
+	case err := <-answer:
+		return err
+	case <-ctx.Done():
+		return fmt.Errorf("the guest did not answer: %w", context.Cause(ctx))
+	}
+}
+
+// Streams is how many streams are open.
+func (s *Session) Streams() int { return s.mux.NumStreams() }
 
 // RTT is how long the guest took to answer the RESET.
 func (s *Session) RTT() time.Duration { return s.rtt }
