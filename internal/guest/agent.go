@@ -42,12 +42,16 @@ type Agent struct {
 
 // Connect finds the agent, waiting for it until ctx ends: a guest that is booting answers when its agent is up. It
 // fails with spore.CodeUnreachable. While runs says that the guest runs, one that answers nothing for a minute is taken to have
-// dropped the connection; of a guest that stands still nothing is expected.
+// dropped the connection; of a guest that stands still nothing is expected. A runs
+// that is nil stands for a guest that always runs.
 func Connect(ctx context.Context, dial Dialer, runs func() bool) (*Agent, error) {
 	return open(ctx, dial, runs, patience{look: 10 * time.Second, silence: time.Minute})
 }
 
 func open(ctx context.Context, dial Dialer, runs func() bool, p patience) (*Agent, error) {
+	if runs == nil {
+		runs = func() bool { return true }
+	}
 	a := &Agent{dial: dial, runs: runs, patience: p}
 	a.transport = &http.Transport{
 		DialContext:         func(ctx context.Context, _, _ string) (net.Conn, error) { return a.DialAgent(ctx) },

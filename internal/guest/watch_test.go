@@ -13,8 +13,6 @@ import (
 	"github.com/sporevm/spore/internal/guest/link"
 )
 
-func always() bool { return true }
-
 // silent is a guest on pipes whose sessions can be dropped behind the host's back.
 type silent struct {
 	server *link.Server
@@ -121,7 +119,7 @@ var hasty = patience{look: 5 * time.Millisecond, silence: 50 * time.Millisecond}
 
 func TestDroppedSessionIsNoticed(t *testing.T) {
 	g := newSilent(t)
-	a, err := open(t.Context(), g.dial, always, hasty)
+	a, err := open(t.Context(), g.dial, nil, hasty)
 	if err != nil {
 		t.Fatal(err)
 	}
