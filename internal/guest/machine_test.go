@@ -46,7 +46,7 @@ func startMachine(t testing.TB, kernel, initrd, memory, disk, rootfs string, inc
 		"-M", "q35,accel=tcg,suppress-vmdesc=on,memory-backend=ram", "-nodefaults", "-no-user-config", "-display", "none", "-no-reboot",
 		"-m", fmt.Sprint(testMemoryMiB), "-smp", "1", "-global", "migration.send-configuration=off",
 		"-object", fmt.Sprintf("memory-backend-file,id=ram,size=%dM,mem-path=%s,share=%s", testMemoryMiB, memory, share),
-		"-kernel", kernel, "-initrd", initrd, "-append", "console=ttyS0 quiet panic=-1",
+		"-kernel", kernel, "-initrd", initrd, "-append", "console=ttyS0 quiet panic=-1 no_timer_check",
 		"-serial", "file:" + dir + "/console", "-qmp", "unix:" + dir + "/qmp,server=on,wait=off",
 		"-device", "virtio-serial-pci",
 		"-chardev", "socket,id=c,path=" + dir + "/spore.control,server=on,wait=off", "-device", "virtserialport,chardev=c,name=spore.control",
