@@ -266,7 +266,10 @@ func (m *machine) turnTo(ctx context.Context, command string, running bool) erro
 	}
 	m.setRunning(running) // the event says the same, a moment later or earlier
 	if running {
-		return m.settle(m.forgetSets(ctx))
+		// The guest runs, whatever becomes of this: what is not forgotten now is after the next pause.
+		if err := m.forgetSets(ctx); err != nil {
+			m.log.Warn("having QEMU close what it saved its state to", "vm", m.cfg.ID, "err", err)
+		}
 	}
 	return nil
 }
