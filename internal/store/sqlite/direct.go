@@ -15,28 +15,26 @@ import (
 
 // direct runs statements on the connection of a transaction without the detours of database/sql: one writer does all the writing,
 // so what a statement costs bounds how many there can be.
-type direct struct {
-	conn  *sql.Conn
-	known *statements
-}
+type direct struct{ conn *sql.Conn }
 
-// with runs use with the compiled form of a query.
-func (d direct) with(ctx context.Context, query string, use func(driver.Stmt) error) error {
+// with runs use with the compiled form of a query and its parameters.
+func (d direct) with(ctx context.Context, query string, args []any, use func(driver.Stmt, []driver.NamedValue) error) error {
 	return d.conn.Raw(func(conn any) error {
-		statement, done, err := d.known.of(ctx, conn, query)
+		known := conn.(*keepingConn).known
+		values, err := known.parameters(args)
 		if err != nil {
 			return err
 		}
-		return errors.Join(use(statement), done())
+		statement, done, err := known.of(ctx, query)
+		if err != nil {
+			return err
+		}
+		return errors.Join(use(statement, values), done())
 	})
 }
 
 func (d direct) exec(ctx context.Context, query string, args []any) (result driver.Result, err error) {
-	values, err := d.known.parameters(args)
-	if err != nil {
-		return nil, err
-	}
-	err = d.with(ctx, query, func(statement driver.Stmt) (err error) {
+	err = d.with(ctx, query, args, func(statement driver.Stmt, values []driver.NamedValue) (err error) {
 		result, err = statement.(driver.StmtExecContext).ExecContext(ctx, values)
 		return err
 	})
@@ -45,12 +43,8 @@ func (d direct) exec(ctx context.Context, query string, args []any) (result driv
 
 // query reads all rows at once: the connection is not left in the middle of a statement.
 func (d direct) query(ctx context.Context, query string, args []any) (*gathered, error) {
-	values, err := d.known.parameters(args)
-	if err != nil {
-		return nil, err
-	}
 	all := &gathered{at: -1}
-	return all, d.with(ctx, query, func(statement driver.Stmt) error {
+	return all, d.with(ctx, query, args, func(statement driver.Stmt, values []driver.NamedValue) error {
 		cursor, err := statement.(driver.StmtQueryContext).QueryContext(ctx, values)
 		if err != nil {
 			return err

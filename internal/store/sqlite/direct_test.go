@@ -1,9 +1,15 @@
 package sqlite
 
 import (
+	"context"
 	"database/sql/driver"
+	"errors"
 	"fmt"
+	"os"
+	"path/filepath"
+	"strings"
 	"testing"
+	"time"
 
 	"github.com/google/go-cmp/cmp"
 
@@ -42,12 +48,14 @@ func TestAssign(t *testing.T) {
 	}
 }
 
-// More statements than are kept compiled work as well, and so do those kept when the pool has opened another connection.
+// More statements than are kept compiled work as well, also when the pool has opened another connection.
 func TestStatements(t *testing.T) {
 	s := openInside(t)
 	for round := range 2 {
+		kept := 0
 		err := s.writer.do(t.Context(), func(c *conn) error {
 			for n := range maxStatements + 10 {
+				n += round * 1000 // the answers of the first round are known
 				cursor, err := c.Query(t.Context(), fmt.Sprintf("SELECT ? + %d", n), 1)
 				if err != nil {
 					return err
@@ -60,12 +68,15 @@ func TestStatements(t *testing.T) {
 					t.Fatalf("1 + %d is %d, error %v", n, got, err)
 				}
 			}
-			return nil
+			return c.direct.conn.Raw(func(conn any) error {
+				kept = len(conn.(*keepingConn).known.compiled)
+				return nil
+			})
 		})
 		if err != nil {
 			t.Fatal(err)
 		}
-		if kept := len(s.writer.known.compiled); kept != maxStatements {
+		if kept != maxStatements {
 			t.Errorf("%d statements are kept", kept)
 		}
 		if round == 0 { // the pool lets its idle connection go
@@ -93,4 +104,49 @@ func TestSpoiltRow(t *testing.T) {
 			t.Errorf("%s: %v", name, err)
 		}
 	}
+}
+
+// A caller who leaves in the middle of a statement costs the connection, and with it goes everything that it held: the file is
+// not open any more, and nothing of it is left to be closed with the store.
+func TestInterrupted(t *testing.T) {
+	s := openInside(t)
+	insert := func(n int) {
+		t.Helper()
+		if err := s.Update(t.Context(), func(tx store.Tx) error { return tx.InsertTemplate(numbered(n)) }); err != nil {
+			t.Fatal(err)
+		}
+	}
+	insert(0)
+	before := openFiles(t, "spore.db")
+	for round := range 10 {
+		ctx, leave := context.WithTimeout(t.Context(), 20*time.Millisecond)
+		var n int
+		err := s.writes.QueryRowContext(ctx, "WITH RECURSIVE n(i) AS (SELECT 1 UNION ALL SELECT i + 1 FROM n) SELECT max(i) FROM n").Scan(&n)
+		leave()
+		if !errors.Is(err, context.DeadlineExceeded) {
+			t.Fatalf("a statement without end: %v", err)
+		}
+		if round < 9 { // at last the store is closed right after it
+			insert(round + 1)
+		}
+	}
+	if after := openFiles(t, "spore.db"); after > before {
+		t.Errorf("the database is open %d times, before %d", after, before)
+	}
+}
+
+// openFiles counts the descriptors of this process whose file's name begins so.
+func openFiles(t *testing.T, prefix string) (count int) {
+	t.Helper()
+	entries, err := os.ReadDir("/proc/self/fd")
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, e := range entries {
+		target, err := os.Readlink(filepath.Join("/proc/self/fd", e.Name()))
+		if err == nil && strings.HasPrefix(filepath.Base(target), prefix) { // one that has been closed since is not open
+			count++
+		}
+	}
+	return count
 }

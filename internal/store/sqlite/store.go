@@ -14,7 +14,7 @@ import (
 	"time"
 
 	"github.com/riverqueue/river/riverdriver/riversqlite"
-	_ "modernc.org/sqlite"
+	"modernc.org/sqlite"
 
 	"github.com/sporevm/spore/internal/store"
 	"github.com/sporevm/spore/internal/store/queue"
@@ -80,9 +80,11 @@ func open(ctx context.Context, path string, opts Options) (_ *Store, err error) 
 	}
 	// One connection: SQLite has one writer at a time, and waiting for a turn in the pool is fair where waiting for
 	// SQLite's lock is not. River shares it.
-	if s.writes, err = sql.Open("sqlite", address(path, url.Values{"_txlock": {"immediate"}, "_pragma": {"foreign_keys(1)"}})); err != nil {
+	writes, err := sqlite.NewConnector(address(path, url.Values{"_txlock": {"immediate"}, "_pragma": {"foreign_keys(1)"}}))
+	if err != nil {
 		return nil, err
 	}
+	s.writes = sql.OpenDB(connector{writes})
 	s.writes.SetMaxOpenConns(1)
 	if s.reads, err = sql.Open("sqlite", address(path, url.Values{"_pragma": {"query_only(1)"}})); err != nil {
 		return nil, err
@@ -212,10 +214,10 @@ func (s *Store) Close() error {
 }
 
 func (s *Store) closePools() error {
-	var errs []error
 	if s.writer != nil {
-		errs = append(errs, s.writer.close())
+		s.writer.close()
 	}
+	var errs []error
 	for _, db := range []*sql.DB{s.reads, s.writes} { // the writer last: it folds the log back into the file
 		if db != nil {
 			errs = append(errs, db.Close())

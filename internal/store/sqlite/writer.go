@@ -16,7 +16,6 @@ import (
 // of the others with it. Nobody returns before the commit.
 type writer struct {
 	db      *sql.DB
-	known   *statements
 	answers *answers
 	maxAge  time.Duration // of a batch that more may join
 
@@ -57,7 +56,7 @@ const (
 var errWriterClosed = errors.New("the database has been closed")
 
 func newWriter(db *sql.DB) *writer {
-	w := &writer{db: db, known: newStatements(), answers: newAnswers(), maxAge: maxBatchAge, ended: make(chan struct{})}
+	w := &writer{db: db, answers: newAnswers(), maxAge: maxBatchAge, ended: make(chan struct{})}
 	w.arrived.L = &w.mu
 	go w.work()
 	return w
@@ -187,7 +186,7 @@ func (m *member) end(err error) {
 // succeeds is told with the commit.
 func (w *writer) run(m *member) {
 	b := w.batch
-	c := &conn{tx: b.tx, direct: direct{b.conn, w.known}, answers: w.answers}
+	c := &conn{tx: b.tx, direct: direct{b.conn}, answers: w.answers}
 	alone := len(b.in) == 0 // then the transaction itself will do for a savepoint
 	if !alone {
 		if _, err := c.Exec(context.Background(), "SAVEPOINT member"); err != nil {
@@ -240,12 +239,11 @@ func (w *writer) abandon(cause error) error {
 	return cause
 }
 
-// close waits for all who wait, and lets go of what was compiled.
-func (w *writer) close() error {
+// close waits for all who wait.
+func (w *writer) close() {
 	w.mu.Lock()
 	w.closed = true
 	w.mu.Unlock()
 	w.arrived.Signal()
 	<-w.ended
-	return w.known.close()
 }
