@@ -29,7 +29,7 @@ type Dialer func(ctx context.Context, port string) (net.Conn, error)
 // Only one Agent may talk to a VM at a time: a newer one takes the guest over and ends the streams of the older.
 type Agent struct {
 	dial      Dialer
-	runs      func() bool
+	watcher   Watcher
 	patience  patience
 	transport *http.Transport
 	rpc       rpc
@@ -40,19 +40,29 @@ type Agent struct {
 	closed   bool
 }
 
-// Connect finds the agent, waiting for it until ctx ends: a guest that is booting answers when its agent is up. It
-// fails with spore.CodeUnreachable. While runs says that the guest runs, one that answers nothing for a minute is taken to have
-// dropped the connection; of a guest that stands still nothing is expected. A runs
-// that is nil stands for a guest that always runs.
-func Connect(ctx context.Context, dial Dialer, runs func() bool) (*Agent, error) {
-	return open(ctx, dial, runs, patience{look: 10 * time.Second, silence: time.Minute})
+// Watcher is how the host of a VM takes part in watching over the connection. Either function may be nil.
+type Watcher struct {
+	// Runs says whether the guest runs: nothing is expected of one that stands still. Without it, the guest always runs.
+	Runs func() bool
+	// Silent hears of a guest that ran for so long without answering, and whose connection is given up for it.
+	Silent func(time.Duration)
 }
 
-func open(ctx context.Context, dial Dialer, runs func() bool, p patience) (*Agent, error) {
-	if runs == nil {
-		runs = func() bool { return true }
+// Connect finds the agent, waiting for it until ctx ends: a guest that is booting answers when its agent is up. It
+// fails with spore.CodeUnreachable. A guest that runs and answers nothing for a minute is taken to have dropped the connection:
+// requests under way fail, and the next makes a new one.
+func Connect(ctx context.Context, dial Dialer, w Watcher) (*Agent, error) {
+	return open(ctx, dial, w, patience{look: 10 * time.Second, silence: time.Minute})
+}
+
+func open(ctx context.Context, dial Dialer, w Watcher, p patience) (*Agent, error) {
+	if w.Runs == nil {
+		w.Runs = func() bool { return true }
 	}
-	a := &Agent{dial: dial, runs: runs, patience: p}
+	if w.Silent == nil {
+		w.Silent = func(time.Duration) {}
+	}
+	a := &Agent{dial: dial, watcher: w, patience: p}
 	a.transport = &http.Transport{
 		DialContext:         func(ctx context.Context, _, _ string) (net.Conn, error) { return a.DialAgent(ctx) },
 		DisableCompression:  true, // what the agent sends is passed on as it is

@@ -34,7 +34,7 @@ func TestGuest(t *testing.T) {
 
 	begin := time.Now()
 	m := startMachine(t, f.kernel, f.initrd, f.memory, f.disk, f.rootfs, false)
-	a, err := Connect(ctx, m.dial, nil)
+	a, err := Connect(ctx, m.dial, Watcher{})
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -49,7 +49,7 @@ func TestGuest(t *testing.T) {
 	t.Run("ports", func(t *testing.T) { testPorts(t, ctx, a) })
 	t.Run("pause", func(t *testing.T) { testPause(t, ctx, m, a) })
 	t.Run("reconnect", func(t *testing.T) {
-		b, err := Connect(ctx, m.dial, nil)
+		b, err := Connect(ctx, m.dial, Watcher{})
 		if err != nil {
 			t.Fatal(err)
 		}
@@ -93,7 +93,7 @@ func TestBareImage(t *testing.T) {
 	kernel, initrd := testbed.Kernel(t)
 	rootfs, disk := makeFilesystems(t, dir, root)
 	m := startMachine(t, kernel, initrd, filepath.Join(dir, "memory"), disk, rootfs, false)
-	a, err := Connect(ctx, m.dial, nil)
+	a, err := Connect(ctx, m.dial, Watcher{})
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -296,7 +296,7 @@ func testThaw(t *testing.T, ctx context.Context, f template, name string, seen m
 	m := f.thaw(t)
 	begin := time.Now()
 	m.do("cont", nil)
-	a, err := Connect(ctx, m.dial, nil)
+	a, err := Connect(ctx, m.dial, Watcher{})
 	if err != nil {
 		t.Fatal(err)
 	}

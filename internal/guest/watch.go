@@ -35,15 +35,17 @@ func (a *Agent) watch(s *link.Session) {
 func (a *Agent) answers(s *link.Session, look <-chan time.Time) bool {
 	answer := make(chan error, 1)
 	go func() { answer <- s.Ping(context.Background()) }() // ends with the session at the latest
-	for quiet := time.Duration(0); quiet < a.patience.silence; {
+	quiet := time.Duration(0)
+	for quiet < a.patience.silence {
 		select {
 		case err := <-answer:
 			return err == nil
 		case <-look:
 		}
-		if a.runs() {
+		if a.watcher.Runs() {
 			quiet += a.patience.look
 		}
 	}
+	a.watcher.Silent(quiet)
 	return false
 }

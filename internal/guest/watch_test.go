@@ -115,11 +115,12 @@ func get(a *Agent) chan error {
 	return done
 }
 
-var hasty = patience{look: 5 * time.Millisecond, silence: 50 * time.Millisecond}
+var hasty = patience{look: 5 * time.Millisecond, silence: 400 * time.Millisecond}
 
 func TestDroppedSessionIsNoticed(t *testing.T) {
 	g := newSilent(t)
-	a, err := open(t.Context(), g.dial, nil, hasty)
+	silences := make(chan time.Duration, 8)
+	a, err := open(t.Context(), g.dial, Watcher{Silent: func(d time.Duration) { silences <- d }}, hasty)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -129,11 +130,14 @@ func TestDroppedSessionIsNoticed(t *testing.T) {
 	select {
 	case err := <-waiting:
 		t.Fatalf("a request that takes its time ended: %v", err)
-	case <-time.After(10 * hasty.silence): // pings go to and fro
+	case <-time.After(3 * hasty.silence): // pings go to and fro
 	}
 	g.server.Hangup()
 	if err := <-waiting; err == nil {
 		t.Error("a request whose session was dropped was answered")
+	}
+	if d := <-silences; d < hasty.silence {
+		t.Errorf("the guest was given up after %v", d)
 	}
 	close(g.answer)
 	if err := <-get(a); err != nil {
@@ -144,7 +148,7 @@ func TestDroppedSessionIsNoticed(t *testing.T) {
 func TestStandingGuestIsWaitedFor(t *testing.T) {
 	g := newSilent(t)
 	var looks atomic.Int32
-	a, err := open(t.Context(), g.dial, func() bool { looks.Add(1); return false }, hasty)
+	a, err := open(t.Context(), g.dial, Watcher{Runs: func() bool { looks.Add(1); return false }}, hasty)
 	if err != nil {
 		t.Fatal(err)
 	}

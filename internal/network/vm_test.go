@@ -117,7 +117,7 @@ func freeze(t *testing.T, ctx context.Context) *frozen {
 	vm, err := engine.Boot(ctx, f.config)
 	must(err)
 	t.Cleanup(func() { vm.Kill(context.Background()) })
-	a, err := agent.Connect(ctx, vm.DialPort, nil)
+	a, err := agent.Connect(ctx, vm.DialPort, agent.Watcher{})
 	must(err)
 	_, err = a.Configure(ctx, agent.Config{})
 	must(err)
@@ -161,7 +161,7 @@ func (f *frozen) thaw(t *testing.T, ctx context.Context, l Link, id string) *age
 		}
 	})
 	must(vm.Resume(ctx))
-	a, err := agent.Connect(ctx, vm.DialPort, nil)
+	a, err := agent.Connect(ctx, vm.DialPort, agent.Watcher{})
 	must(err)
 	t.Cleanup(func() { a.Close() })
 	_, err = a.Greet(ctx, agent.Identity{

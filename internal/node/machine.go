@@ -125,7 +125,12 @@ func (m *machine) connect(ctx context.Context) (*guest.Agent, error) {
 	if m.held.Err() != nil {
 		return nil, errDead
 	}
-	a, err := guest.Connect(ctx, m.vm.DialPort, func() bool { return m.vm.State() == vmm.StateRunning })
+	a, err := guest.Connect(ctx, m.vm.DialPort, guest.Watcher{
+		Runs: func() bool { return m.vm.State() == vmm.StateRunning },
+		Silent: func(d time.Duration) {
+			m.node.log.Warn("a guest that runs does not answer: its connection is given up", "vm", m.id, "after", d)
+		},
+	})
 	if err != nil {
 		return nil, err
 	}

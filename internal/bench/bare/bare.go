@@ -181,7 +181,7 @@ func (vm *VM) meet(ctx context.Context) (*VM, error) {
 	if err == nil {
 		vm.agent, err = guest.Connect(ctx, func(ctx context.Context, port string) (net.Conn, error) {
 			return vm.dial(ctx, strings.TrimPrefix(port, "spore."))
-		}, nil)
+		}, guest.Watcher{})
 	}
 	if err != nil {
 		return nil, errors.Join(err, vm.Stop())

@@ -49,7 +49,7 @@ func TestVM(t *testing.T) {
 	must(t, err)
 	end := func(vm vmm.VM) { must(t, vm.Kill(context.Background())) }
 	t.Cleanup(func() { end(vm) })
-	a, err := guest.Connect(ctx, vm.DialPort, nil)
+	a, err := guest.Connect(ctx, vm.DialPort, guest.Watcher{})
 	must(t, err)
 	_, err = a.Configure(ctx, guest.Config{})
 	must(t, err)
@@ -71,7 +71,7 @@ func TestVM(t *testing.T) {
 	must(t, err)
 	t.Cleanup(func() { end(vm2) })
 	must(t, vm2.Resume(ctx))
-	a, err = guest.Connect(ctx, vm2.DialPort, nil)
+	a, err = guest.Connect(ctx, vm2.DialPort, guest.Watcher{})
 	must(t, err)
 	defer a.Close()
 	_, err = a.Greet(ctx, guest.Identity{
