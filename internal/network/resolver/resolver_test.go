@@ -14,6 +14,7 @@ import (
 	"strings"
 	"sync"
 	"sync/atomic"
+	"syscall"
 	"testing"
 	"time"
 
@@ -42,6 +43,23 @@ func rrs(t testing.TB, lines ...string) (out []dns.RR) {
 	return out
 }
 
+// listen finds a port that is free for both: of what is given out for one, somebody else may have the other.
+func listen(t testing.TB) (net.PacketConn, net.Listener) {
+	t.Helper()
+	for {
+		pc, err := net.ListenPacket("udp", "127.0.0.1:0")
+		must(t, err)
+		l, err := net.Listen("tcp", pc.LocalAddr().String())
+		if err == nil {
+			return pc, l
+		}
+		pc.Close()
+		if !errors.Is(err, syscall.EADDRINUSE) {
+			t.Fatal(err)
+		}
+	}
+}
+
 func newZone(t testing.TB, block chan struct{}, lines ...string) *zone {
 	t.Helper()
 	z := &zone{block: block}
@@ -50,10 +68,7 @@ func newZone(t testing.TB, block chan struct{}, lines ...string) *zone {
 		name := strings.ToLower(rr.Header().Name)
 		records[name] = append(records[name], rr)
 	}
-	pc, err := net.ListenPacket("udp", "127.0.0.1:0")
-	must(t, err)
-	l, err := net.Listen("tcp", pc.LocalAddr().String())
-	must(t, err)
+	pc, l := listen(t)
 	z.addr = netip.MustParseAddrPort(pc.LocalAddr().String())
 	handler := dns.HandlerFunc(func(w dns.ResponseWriter, q *dns.Msg) {
 		z.asked.Add(1)
@@ -125,11 +140,8 @@ func newWorld(t testing.TB, e spore.Egress, opts Options) *world {
 		return w.refuse
 	}
 	w.Resolver = New(opts)
-	pc, err := net.ListenPacket("udp", "127.0.0.1:0")
-	must(t, err)
+	pc, l := listen(t)
 	w.addr = pc.LocalAddr().String()
-	l, err := net.Listen("tcp", w.addr)
-	must(t, err)
 	ctx, cancel := context.WithCancel(context.Background())
 	done := make(chan error, 1)
 	go func() { done <- w.Serve(ctx, pc, l) }()

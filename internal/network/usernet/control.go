@@ -109,6 +109,9 @@ func parseRequest(r io.Reader) (request, error) {
 // ask has one conversation.
 func ask(ctx context.Context, conn net.Conn, req request) (Stats, error) {
 	defer conn.Close()
+	if err := ctx.Err(); err != nil { // what nobody waits for is not asked
+		return Stats{}, err
+	}
 	stop := context.AfterFunc(ctx, func() { conn.Close() })
 	defer stop()
 	err := conn.SetDeadline(time.Now().Add(controlTime))
