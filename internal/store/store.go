@@ -8,10 +8,16 @@ package store
 
 import (
 	"context"
+	"errors"
 	"time"
 
 	"github.com/sporevm/spore"
 )
+
+// ErrUndecided is in the error of an Update that may have been committed or not: the database went away as it was told to commit,
+// and could not be asked before the caller left or the store was closed. What such a change was to record must be neither undone nor
+// done again before the rows have been read.
+var ErrUndecided = errors.New("undecided")
 
 // Store is a database of rows and the queue of work that belongs to them.
 type Store interface {
@@ -20,7 +26,8 @@ type Store interface {
 	// Update runs fn in one write transaction, committed when fn returns nil. Such transactions are as if one came after the
 	// other, whichever Stores they go through: what one has read is still so when it commits. fn may be run again when the
 	// database asks for it, so it must have no effect outside the transaction. fn must be short: it holds the writer's lock. It
-	// must not call Update, Work or CancelWork, which would wait for it. When fn panics, nothing is kept.
+	// must not call Update, Work or CancelWork, which would wait for it. When fn panics, nothing is kept. An error means that nothing
+	// was stored, but for ErrUndecided.
 	Update(ctx context.Context, fn func(tx Tx) error) error
 
 	// Work begins to take enqueued jobs and returns; it calls run for each, at most workers at a time, until Stop is called

@@ -11,6 +11,7 @@ import (
 	"github.com/jackc/pgx/v5/pgxpool"
 
 	"github.com/sporevm/spore"
+	"github.com/sporevm/spore/internal/store"
 )
 
 // batch is one write transaction with the work of one or more callers in it.
@@ -101,42 +102,53 @@ func (b *batch) commit(w *writer) {
 		b.abandon(errors.New("the connection was closed"))
 		return
 	}
+	id, err := b.transaction()
+	if err != nil {
+		b.abandon(err)
+		return
+	}
+	tell := func(verdict error) {
+		if loud && (verdict == nil || errors.Is(verdict, store.ErrUndecided)) {
+			w.committed()
+		}
+		for _, m := range b.members {
+			m.verdict <- verdict
+		}
+	}
 	if err := b.exec(end); err != nil {
-		b.fail(uncommitted(err), loud, w)
+		discard(b.pooled)
+		b.pool.Reset()
+		if verdict := refused(err); verdict != nil {
+			tell(verdict)
+			return
+		}
+		w.doubts.Go(func() { tell(w.outcome(id, err)) }) // the database may be away for long, which others are to be told
 		return
 	}
 	b.pooled.Release()
-	if loud {
-		w.committed()
-	}
-	for _, m := range b.members {
-		m.verdict <- nil
-	}
+	tell(nil)
 }
 
-// uncommitted is what an error at the commit means. What the driver holds to be safe to try again is not asked: it calls a
-// connection closed, as if nothing had been sent, also when it ended before the answer.
-func uncommitted(err error) error {
+// transaction is the id by which PostgreSQL knows the outcome of the transaction, "" while it has written nothing.
+func (b *batch) transaction() (id string, err error) {
+	ctx, cancel := context.WithTimeout(context.Background(), longest)
+	defer cancel()
+	err = b.tx.Conn().QueryRow(ctx, "SELECT COALESCE(pg_current_xact_id_if_assigned()::text, '')").Scan(&id)
+	return id, err
+}
+
+// refused is what an error at the commit means when the database gave it for an answer; nil: it gave none. What the driver holds
+// to be safe to try again is not asked: it calls a connection closed, as if nothing had been sent, also when it ended before the
+// answer.
+func refused(err error) error {
 	e, isAnswer := errors.AsType[*pgconn.PgError](err)
 	switch {
 	case !isAnswer, e.SeverityUnlocalized != "ERROR": // the connection ended before it was answered
-		return undecided(err)
+		return nil
 	case endsTransaction(e):
 		return lost{translate(err)}
 	}
 	return translate(err)
-}
-
-// fail ends a batch whose commit failed.
-func (b *batch) fail(verdict error, loud bool, w *writer) {
-	discard(b.pooled)
-	b.pool.Reset()
-	if loud { // perhaps
-		w.committed()
-	}
-	for _, m := range b.members {
-		m.verdict <- verdict
-	}
 }
 
 // abandon gives the whole batch up, before anything was committed, for its members and the others given.

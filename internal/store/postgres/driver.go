@@ -96,7 +96,7 @@ func (s *shift) settle(params *riverdriver.JobSetStateIfRunningManyParams) ([]*r
 	}
 	s.held.Unlock()
 	for {
-		settled, err := s.settleOnce(params, attempts, known)
+		settled, err := s.settleOnce(telling, params, attempts, known)
 		if err == nil {
 			s.forget(params.ID, attempts)
 			return settled, nil
@@ -123,11 +123,10 @@ func (s *shift) forget(places []int64, attempts []int) {
 	}
 }
 
-func (s *shift) settleOnce(params *riverdriver.JobSetStateIfRunningManyParams, attempts []int, known bool) (settled []*rivertype.JobRow, err error) {
-	ctx := context.Background()
+func (s *shift) settleOnce(ctx context.Context, params *riverdriver.JobSetStateIfRunningManyParams, attempts []int, known bool) (settled []*rivertype.JobRow, err error) {
+	ctx, cancel := bounded(ctx)
+	defer cancel()
 	err = s.writer.doSilently(ctx, func(c *conn) error {
-		ctx, cancel := bounded(ctx)
-		defer cancel()
 		found, err := c.tx.Query(ctx, `SELECT place.n FROM unnest($2::bigint[], $3::int[]) WITH ORDINALITY AS place (id, attempt, n)
 			JOIN river_job ON river_job.id = place.id AND river_job.attempt = place.attempt
 			WHERE state = 'running' AND `+runner+` = $1

@@ -10,6 +10,7 @@ import (
 	"github.com/jackc/puddle/v2"
 
 	"github.com/sporevm/spore"
+	"github.com/sporevm/spore/internal/store"
 	"github.com/sporevm/spore/internal/store/rows"
 )
 
@@ -35,10 +36,10 @@ func unavailable(cause error) *spore.Error {
 		WithHint("try again in a moment; if it lasts, see whether PostgreSQL runs and can be reached from the server")
 }
 
-// undecided is the answer when the database went away between the order to commit and its reply.
+// undecided is the answer when the database went away between the order to commit and its reply, and could not be asked since.
 func undecided(cause error) *spore.Error {
 	return spore.Errorf(spore.CodeUnreachable, "the database went away while the change was being stored: it may have been kept or not").
-		WithCause(cause).Because(spore.ReasonStoreUnavailable).
+		WithCause(errors.Join(store.ErrUndecided, cause)).Because(spore.ReasonStoreUnavailable).
 		WithHint("ask again with the same idempotency key, which repeats nothing; or look whether the change is there")
 }
 

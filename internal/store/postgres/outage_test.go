@@ -175,8 +175,8 @@ func TestSilence(t *testing.T) {
 	})
 }
 
-// The connection ends between the order to commit and the answer to it.
-func TestUndecided(t *testing.T) {
+// The connection ends between the order to commit and the answer to it: the database knows what became of it.
+func TestUnansweredCommit(t *testing.T) {
 	t.Parallel()
 	p, url := newProxy(t, database(t))
 	s := open(t, url)
@@ -184,27 +184,70 @@ func TestUndecided(t *testing.T) {
 	for n, at := range []cut{before, after} {
 		runs := 0
 		p.cutCommit(at)
-		err := s.Update(t.Context(), func(tx store.Tx) error { runs++; return tx.InsertTemplate(row(n)) })
-		wantUnavailable(t, err)
-		if hint := spore.AsError(err).Hint; !strings.Contains(hint, "idempotency key") {
-			t.Errorf("hint %q", hint)
+		update(t, s, func(tx store.Tx) error { runs++; return tx.InsertTemplate(row(n)) })
+		if want := 2 - n; runs != want {
+			t.Errorf("cut off %v: it ran %d times, not %d", at, runs, want)
 		}
-		if runs != 1 {
-			t.Errorf("it ran %d times although it may have been committed", runs)
+		if !has(t, s, row(n).ID) {
+			t.Errorf("cut off %v: the row is not there", at)
 		}
-		if at == after {
-			eventually(t, "the row", func() error {
-				if !has(t, s, row(n).ID) {
-					return errors.New("it is not there")
-				}
-				return nil
-			})
-		}
-		update(t, s, func(tx store.Tx) error { return tx.InsertTemplate(row(100 + n)) })
+		p.cutCommit(at)
+		update(t, s, func(store.Tx) error { return nil }) // there was nothing to decide
+		p.cutCommit(nowhere)
 	}
-	if has(t, s, row(0).ID) {
-		t.Error("what was never ordered is there")
+}
+
+// The database does not come back soon. Others are refused meanwhile; whoever is in doubt waits, or is told of the doubt.
+func TestUndecided(t *testing.T) {
+	t.Parallel()
+	cluster := pgtest.New(t, pgtest.Options{})
+	p, url := newProxy(t, cluster.Database(t))
+	s := open(t, url)
+	defer closed(t, s)
+	inDoubt := func(s store.Store, at cut, n int) chan error {
+		p.cutCommit(at)
+		p.refuse(true)
+		done := make(chan error, 1)
+		go func() {
+			done <- s.Update(context.Background(), func(tx store.Tx) error { return tx.InsertTemplate(row(n)) })
+		}()
+		eventually(t, "the commit", func() error {
+			if p.cuts() {
+				return errors.New("it has not come")
+			}
+			return nil
+		})
+		wantUnavailable(t, s.Update(t.Context(), func(tx store.Tx) error { return tx.InsertTemplate(row(100)) }))
+		select {
+		case err := <-done:
+			t.Fatalf("while the database was away: %v", err)
+		default:
+		}
+		return done
 	}
+	for n, at := range []cut{before, after} {
+		done := inDoubt(s, at, n)
+		p.refuse(false)
+		if err := receive(t, done, "the outcome"); err != nil || !has(t, s, row(n).ID) {
+			t.Errorf("cut off %v: error %v", at, err)
+		}
+	}
+
+	short := open(t, url)
+	done := inDoubt(short, after, 2)
+	closed(t, short)
+	err := receive(t, done, "the outcome")
+	wantUnavailable(t, err)
+	if !errors.Is(err, store.ErrUndecided) || !strings.Contains(spore.AsError(err).Hint, "idempotency key") {
+		t.Errorf("a doubt in a store that is closed: %v", err)
+	}
+	p.refuse(false)
+	eventually(t, "the row", func() error {
+		if !has(t, s, row(2).ID) {
+			return errors.New("it is not there")
+		}
+		return nil
+	})
 }
 
 // A connection that is lost before the commit is nobody's trouble.
@@ -291,10 +334,11 @@ func TestDatabaseCrash(t *testing.T) {
 	const writers = 4
 	var stored [writers]int // how many each was told of
 	var all sync.WaitGroup
+	var crashed atomic.Bool
 	enough := make(chan struct{}, writers)
 	for w := range writers {
 		all.Go(func() {
-			for n := 0; ; n++ {
+			for n := 0; !crashed.Load(); n++ {
 				err := s.Update(t.Context(), func(tx store.Tx) error { return tx.InsertTemplate(row(w*1_000_000 + n)) })
 				if err != nil {
 					wantUnavailable(t, err)
@@ -311,8 +355,9 @@ func TestDatabaseCrash(t *testing.T) {
 		receive(t, enough, "some rows")
 	}
 	cluster.Crash(t)
+	crashed.Store(true)
+	cluster.Start(t) // before it, nobody can say what became of the last commit
 	all.Wait()
-	cluster.Start(t)
 	eventually(t, "to view", func() error {
 		return s.View(t.Context(), func(tx store.Tx) error { _, err := tx.Controllers(); return err })
 	})

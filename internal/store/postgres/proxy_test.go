@@ -20,6 +20,7 @@ type proxy struct {
 	mu      sync.Mutex
 	thawed  chan struct{} // closed: bytes pass
 	commits cut
+	refuses bool
 	conns   map[net.Conn]bool
 }
 
@@ -71,9 +72,15 @@ func (p *proxy) serve() {
 		if err != nil {
 			return
 		}
+		p.mu.Lock()
+		refuses := p.refuses
+		p.mu.Unlock()
 		server, err := net.Dial("unix", p.target)
-		if err != nil {
+		if err != nil || refuses {
 			client.Close()
+			if server != nil {
+				server.Close()
+			}
 			continue
 		}
 		p.mu.Lock()
@@ -167,6 +174,20 @@ func (p *proxy) cutCommit(at cut) {
 	p.mu.Lock()
 	defer p.mu.Unlock()
 	p.commits = at
+}
+
+// cuts says whether the commit to be cut off is still to come.
+func (p *proxy) cuts() bool {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	return p.commits != nowhere
+}
+
+// refuse makes new connections end at once, or lets them pass again.
+func (p *proxy) refuse(refuses bool) {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	p.refuses = refuses
 }
 
 // cutAll ends all connections that there are.

@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"sync"
 	"sync/atomic"
 	"time"
 
@@ -23,9 +24,10 @@ type writer struct {
 	beginning atomic.Bool   // whether they wait for the database
 	maxAge    time.Duration // of a batch that more may join
 
-	quit  context.CancelFunc
-	alive context.Context
-	ended chan struct{}
+	quit   context.CancelFunc
+	alive  context.Context
+	ended  chan struct{}
+	doubts sync.WaitGroup // batches whose outcome is being asked for
 }
 
 // member is one function in a batch, from its caller's side.
@@ -66,6 +68,7 @@ func newWriter(pool *pgxpool.Pool, notice string, committed func()) *writer {
 func (w *writer) close() {
 	w.quit()
 	<-w.ended
+	w.doubts.Wait()
 }
 
 // do runs fn in a transaction and returns once it is committed, or rolled back because of the error returned. When the
@@ -154,16 +157,16 @@ func (m *member) wait(ctx context.Context, result error) error {
 		return verdict
 	case <-ctx.Done():
 	}
+	if result != nil {
+		return nil // what has failed is never committed
+	}
 	// It is all but done, and to leave now would be to leave in doubt.
-	timer := time.NewTimer(grace)
+	timer := time.NewTimer(longest)
 	defer timer.Stop()
 	select {
 	case verdict := <-m.verdict:
 		return verdict
 	case <-timer.C:
-		if result != nil {
-			return nil // what has failed is never committed
-		}
 		return undecided(ctx.Err())
 	}
 }

@@ -253,7 +253,7 @@ func TestOtherUser(t *testing.T) {
 func TestNobodyConnects(t *testing.T) {
 	f := newFrozen(t, mib, 7)
 	cfg := f.config()
-	cfg.Connect = 1e6
+	cfg.Connect = 3 * time.Second // long enough for the pager to have begun
 	h := f.start(t, cfg)
 	soon(t, h.Done(), "given up")
 	if err := h.Err(); spore.CodeOf(err) != spore.CodeUnreachable {
