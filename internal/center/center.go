@@ -74,6 +74,7 @@ type Center struct {
 	held sync.Map // snapshots whose sandboxes stand still until they are released, by id
 
 	fencedOnce sync.Once
+	pulse      pulse
 
 	started int             // loops
 	life    context.Context // ends with Stop
@@ -114,10 +115,16 @@ func New(st store.Store, nodes []Node, opt Options) *Center {
 
 // Start settles what dead controllers left behind, then begins to take jobs, to end sandboxes whose time is up and to keep
 // replicas where they are wanted.
-func (c *Center) Start(ctx context.Context) error {
+func (c *Center) Start(ctx context.Context) (err error) {
+	defer func() {
+		if err != nil {
+			c.stop()
+		}
+	}()
 	if err := c.enrol(ctx); err != nil {
 		return err
 	}
+	c.every(beatEvery, c.beat) // what follows may take longer than a silence may
 	if err := c.readNodes(ctx); err != nil {
 		return err
 	}
@@ -149,7 +156,6 @@ func (c *Center) Start(ctx context.Context) error {
 	if err := c.store.Work(c.life, c.opt.Workers, c.runJob); err != nil {
 		return err
 	}
-	c.every(beatEvery, c.beat)
 	c.every(beatEvery, c.fenceSilent)
 	c.every(beatEvery, c.settleOrphans)
 	c.every(time.Second, c.lead(c.endExpired))

@@ -5,6 +5,7 @@ import (
 	"crypto/rand"
 	"encoding/hex"
 	"errors"
+	"sync"
 	"time"
 
 	"github.com/sporevm/spore"
@@ -48,6 +49,15 @@ func (c *Center) update(ctx context.Context, fn func(tx store.Tx) error) error {
 	return err
 }
 
+// record is update for what has come to pass on a node. Once it is begun it is decided, also when the caller leaves. Only the end of
+// this controller leaves it undecided: then nothing is undone, and who takes over goes by the rows.
+func (c *Center) record(ctx context.Context, fn func(tx store.Tx) error) error {
+	if err := ctx.Err(); err != nil {
+		return err
+	}
+	return c.update(context.WithoutCancel(ctx), fn)
+}
+
 func fenced(err error) bool {
 	var e *spore.Error
 	return errors.As(err, &e) && e.Reason == spore.ReasonFenced
@@ -85,7 +95,7 @@ func (c *Center) enrol(ctx context.Context) error {
 
 // beat says that this controller lives, and keeps what it has leased.
 func (c *Center) beat(ctx context.Context) error {
-	return c.update(ctx, func(tx store.Tx) error {
+	err := c.update(ctx, func(tx store.Tx) error {
 		now := c.opt.Now()
 		if err := tx.Beat(c.opt.Controller, now); err != nil {
 			return err
@@ -95,11 +105,38 @@ func (c *Center) beat(ctx context.Context) error {
 		}
 		return tx.RenewLeases(c.opt.Controller, now.Add(leaseFor))
 	})
+	c.pulse.beat(c.opt.Now(), err == nil)
+	return err
 }
 
-// fenceSilent declares controllers dead that have not said anything for a while.
+// pulse is for how long a controller has said without a gap that it lives.
+type pulse struct {
+	mu          sync.Mutex
+	since, last time.Time
+}
+
+func (p *pulse) beat(now time.Time, well bool) {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	switch {
+	case !well:
+		p.since = time.Time{}
+	case p.since.IsZero() || now.Sub(p.last) > 2*beatEvery:
+		p.since = now
+	}
+	p.last = now
+}
+
+func (p *pulse) steady(now time.Time) bool {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	return !p.since.IsZero() && now.Sub(p.last) <= 2*beatEvery && now.Sub(p.since) >= deadAfter
+}
+
+// fenceSilent declares controllers dead that have not said anything for a while, if they could have: the first to reach a database
+// that was away finds all the others silent.
 func (c *Center) fenceSilent(ctx context.Context) error {
-	if c.opt.Alone {
+	if c.opt.Alone || !c.pulse.steady(c.opt.Now()) {
 		return nil
 	}
 	return c.update(ctx, func(tx store.Tx) error {
@@ -200,6 +237,9 @@ func (c *Center) take(ctx context.Context, l store.Lease) (bool, error) {
 		l.Until = now.Add(leaseFor)
 		took, err := tx.TakeLease(l, now)
 		if err == nil && !took {
+			took, err = c.takeStale(tx, l, now)
+		}
+		if err == nil && !took {
 			return errUnchanged
 		}
 		return err
@@ -208,6 +248,22 @@ func (c *Center) take(ctx context.Context, l store.Lease) (bool, error) {
 		return false, nil
 	}
 	return err == nil, err
+}
+
+// takeStale takes a lease of this controller's that nobody in it holds, such as one that was stored when nothing told so: who
+// asks for it holds the lock that goes with it here.
+func (c *Center) takeStale(tx store.Tx, l store.Lease, now time.Time) (took bool, err error) {
+	own, err := tx.Leases(c.opt.Controller)
+	for _, o := range own {
+		if err == nil && o.Name == l.Name && o.Holder != l.Holder {
+			err = tx.DropLease(o.Name, o.Holder)
+			took = true
+		}
+	}
+	if err != nil || !took {
+		return false, err
+	}
+	return tx.TakeLease(l, now)
 }
 
 func (c *Center) unlocking(ctx context.Context, l store.Lease, local func()) func() {

@@ -63,7 +63,8 @@ func (c *Center) Fork(ctx context.Context, key Idempotency, ref string, req Fork
 		if earlier, err = replay(tx, key); err != nil || earlier != "" {
 			return err
 		}
-		if from, err = tx.Template(from.ID); err != nil {
+		t, err := tx.Template(from.ID)
+		if err != nil {
 			return err
 		}
 		placed := map[string]int{}
@@ -75,7 +76,7 @@ func (c *Center) Fork(ctx context.Context, key Idempotency, ref string, req Fork
 			r.request.Wiring.Ports = forkPorts(r.request.Wiring.Ports, req.Wiring.Ports, req.Count)
 			forks[i] = c.newSandbox(ids[i], r.request)
 			forks[i].NodeID = c.spread(r, placed)
-			if refs[i], err = c.reserve(tx, forks[i], from); err != nil {
+			if refs[i], err = c.reserve(tx, forks[i], t); err != nil {
 				return err
 			}
 		}
@@ -284,6 +285,10 @@ func (c *Center) dropEphemeral(ctx context.Context) error {
 // unused says whether nothing stands on a snapshot, nor is about to.
 func (c *Center) unused(tx store.Tx, t *spore.Template) (bool, error) {
 	if _, busy := c.forking.Load(t.ID); busy {
+		return false, nil
+	}
+	// What another controller has just made stands alone for a moment, until its forks are reserved.
+	if !c.opt.Alone && t.Status == spore.TemplateReady && c.opt.Now().Sub(t.UpdatedAt) < graceOfRows {
 		return false, nil
 	}
 	refs, err := tx.Refs(store.RefFilter{TemplateID: t.ID, Statuses: held, Limit: 1})

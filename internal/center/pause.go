@@ -42,7 +42,7 @@ func (c *Center) pause(ctx context.Context, id string) (*spore.Sandbox, error) {
 		return nil, c.overran(ctx, err)
 	}
 	c.opt.Hook("pause:frozen")
-	err = c.update(ctx, func(tx store.Tx) error {
+	err = c.record(ctx, func(tx store.Tx) error {
 		now, err := liveSandbox(tx, id)
 		if err != nil {
 			return err
@@ -51,6 +51,9 @@ func (c *Center) pause(ctx context.Context, id string) (*spore.Sandbox, error) {
 		s.State, s.FrozenID, s.UpdatedAt = spore.SandboxPaused, frozenID, c.opt.Now()
 		return tx.UpdateSandbox(s)
 	})
+	if errors.Is(err, store.ErrUndecided) {
+		return nil, err
+	}
 	if err != nil {
 		back := context.WithoutCancel(ctx)
 		if wake := n.Wake(back, id, generation); wake != nil {
@@ -152,7 +155,7 @@ func (c *Center) connectable(s *spore.Sandbox) error {
 // switchTo writes that a sandbox is now its next generation, and moves its refs in the same transaction. also may change
 // next once more; by then next has the end that the sandbox may have been given while its VM was made.
 func (c *Center) switchTo(ctx context.Context, next *spore.Sandbox, also func(tx store.Tx) error) error {
-	return c.update(ctx, func(tx store.Tx) error {
+	return c.record(ctx, func(tx store.Tx) error {
 		s, err := liveSandbox(tx, next.ID)
 		if err != nil {
 			return err
@@ -170,6 +173,9 @@ func (c *Center) switchTo(ctx context.Context, next *spore.Sandbox, also func(tx
 
 // dropGeneration undoes a generation that did not come to pass: the sandbox stays what it was. It answers cause.
 func (c *Center) dropGeneration(ctx context.Context, s, next *spore.Sandbox, cause error) error {
+	if errors.Is(cause, store.ErrUndecided) {
+		return cause
+	}
 	cause = c.overran(ctx, cause)
 	keep := 0
 	if next.NodeID == s.NodeID {

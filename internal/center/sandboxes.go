@@ -2,6 +2,7 @@ package center
 
 import (
 	"context"
+	"errors"
 	"net/http"
 	"slices"
 	"strings"
@@ -191,7 +192,7 @@ func (c *Center) launch(ctx context.Context, s *spore.Sandbox, reserved *spore.R
 	}
 	c.opt.Hook("create:started")
 	asked := s.EndsAt
-	err = c.update(context.WithoutCancel(ctx), func(tx store.Tx) error {
+	err = c.update(context.WithoutCancel(ctx), func(tx store.Tx) error { // as record, and a caller who leaves has a sandbox
 		now, err := liveSandbox(tx, s.ID)
 		if err != nil {
 			return err
@@ -247,6 +248,9 @@ func (c *Center) releaseAll(tx store.Tx, sandboxID, reason string) error {
 // giveUp undoes a create that did not come to pass and answers why. The request's key is forgotten, so that a retry
 // tries again instead of being told of the old failure.
 func (c *Center) giveUp(ctx context.Context, s *spore.Sandbox, cause error) error {
+	if errors.Is(cause, store.ErrUndecided) {
+		return cause
+	}
 	cause = c.overran(ctx, cause)
 	id := s.ID
 	c.settle(ctx, s.NodeID, id, 0)

@@ -3,6 +3,7 @@ package center
 import (
 	"context"
 	"encoding/json"
+	"errors"
 
 	"github.com/sporevm/spore"
 	"github.com/sporevm/spore/internal/store"
@@ -293,6 +294,9 @@ func (c *Center) rollback(ctx context.Context, key Idempotency, sandboxID, snaps
 	}
 	c.opt.Hook("rollback:reserved")
 	undo := func(cause error) error {
+		if errors.Is(cause, store.ErrUndecided) {
+			return cause
+		}
 		return c.dropGeneration(ctx, s, &next, c.failDirect(ctx, j.ID, cause))
 	}
 	if err := c.progress(ctx, j.ID, spore.PhaseRollbackDriving, 25, nil); err != nil {

@@ -367,21 +367,29 @@ func (c *Center) rewire(ctx context.Context, id, done string, change func(*spore
 	if err != nil || s.State == spore.SandboxPaused || s.Wiring() == before.Wiring() {
 		return &s, err
 	}
+	written := s.Wiring() // before the node says which ports it picked
 	c.opt.Hook("rewire:recorded")
 	n, err := c.on(s.NodeID)
 	if err == nil {
 		err = act(n, &s)
 	}
 	if err != nil {
-		c.insist(ctx, "record that "+id+" was not "+done, func(ctx context.Context) error { return c.writeWiring(ctx, &before) })
+		locked := true // the first time
+		c.insist(ctx, "record that "+id+" was not "+done, func(ctx context.Context) error {
+			defer func() { locked = false }()
+			return c.writeWiring(ctx, &before, func(now *spore.Sandbox) bool {
+				// That others have changed it to the same since shows only in the time of the row, which other things move too.
+				return now.Wiring() == written && (locked || now.UpdatedAt.Equal(s.UpdatedAt))
+			})
+		})
 		return nil, c.overran(ctx, err)
 	}
 	c.opt.Hook("rewire:done")
-	return &s, c.writeWiring(context.WithoutCancel(ctx), &s)
+	return &s, c.writeWiring(context.WithoutCancel(ctx), &s, nil)
 }
 
-// writeWiring writes the wiring of a sandbox, and its labels, into its row.
-func (c *Center) writeWiring(ctx context.Context, s *spore.Sandbox) error {
+// writeWiring writes the wiring of a sandbox, and its labels, into its row, if that is still as it is said to be.
+func (c *Center) writeWiring(ctx context.Context, s *spore.Sandbox, still func(now *spore.Sandbox) bool) error {
 	return c.update(ctx, func(tx store.Tx) error {
 		now, err := tx.Sandbox(s.ID)
 		if isNotFound(err) || err == nil && now.State == spore.SandboxKilled {
@@ -390,7 +398,7 @@ func (c *Center) writeWiring(ctx context.Context, s *spore.Sandbox) error {
 		if err != nil {
 			return err
 		}
-		if now.Wiring() == s.Wiring() {
+		if now.Wiring() == s.Wiring() || still != nil && !still(now) {
 			return nil
 		}
 		now.Network, now.Ports, now.Limits, now.Labels, now.UpdatedAt = s.Network, s.Ports, s.Limits, s.Labels, c.opt.Now()
@@ -421,5 +429,5 @@ func (c *Center) settleWiring(ctx context.Context, n Node, s *spore.Sandbox) err
 		return err
 	}
 	s.Ports = ports
-	return c.writeWiring(ctx, s)
+	return c.writeWiring(ctx, s, nil)
 }
