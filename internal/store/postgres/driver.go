@@ -10,6 +10,8 @@ import (
 	"github.com/riverqueue/river/riverdriver"
 	"github.com/riverqueue/river/riverdriver/riverpgxv5"
 	"github.com/riverqueue/river/rivertype"
+
+	"github.com/sporevm/spore"
 )
 
 // sharedDriver is River's driver for PostgreSQL where it matters that several controllers share the queue and that databases go
@@ -101,7 +103,7 @@ func (s *shift) settle(params *riverdriver.JobSetStateIfRunningManyParams) ([]*r
 			s.forget(params.ID, attempts)
 			return settled, nil
 		}
-		if !isUnavailable(err) {
+		if !isUnavailable(err) && spore.CodeOf(err) != spore.CodeNoSpace {
 			return nil, err
 		}
 		const pause = 250 * time.Millisecond

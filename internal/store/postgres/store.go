@@ -231,9 +231,8 @@ func (s *Store) Stop(ctx context.Context) error {
 	// What has become of a run is told to the database for as long as the caller is patient.
 	forget := context.AfterFunc(ctx, s.shift.cease)
 	defer forget()
-	err := s.queue.Stop(ctx)
-	s.shift.leave()
-	return err
+	s.shift.leave() // a look at a queue that does not answer would keep the runs from ending
+	return s.queue.Stop(ctx)
 }
 
 func (s *Store) Changes() <-chan struct{} { return s.changes.next() }

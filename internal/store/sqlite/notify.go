@@ -5,23 +5,11 @@ import (
 
 	"github.com/riverqueue/river"
 	"github.com/riverqueue/river/riverdriver"
-	"github.com/riverqueue/river/riverdriver/riversqlite"
 )
 
-// notifyingDriver is River's SQLite driver with notifications. SQLite has none, but here those who enqueue and those who run
-// share a process, so a channel does. It spares the queue from asking the database many times a second.
-type notifyingDriver struct {
-	*riversqlite.Driver
-	bell bell
-}
-
-func (d notifyingDriver) SupportsListener() bool { return true }
-
-func (d notifyingDriver) GetListener(*riverdriver.GetListenenerParams) riverdriver.Listener {
-	return listener{d.bell}
-}
-
-// bell says that something was enqueued. However often it rings before somebody listens, once is enough.
+// bell says that something was enqueued. However often it rings before somebody listens, once is enough. SQLite has no
+// notifications, but here those who enqueue and those who run share a process, so a channel does. It spares the queue from asking
+// the database many times a second.
 type bell chan struct{}
 
 func newBell() bell { return make(bell, 1) }

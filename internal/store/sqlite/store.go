@@ -36,6 +36,7 @@ type Store struct {
 	queue   *queue.Queue[*sql.Tx]
 	changes *broadcast
 	bell    bell
+	telling *telling
 }
 
 var _ store.Store = (*Store)(nil)
@@ -69,7 +70,7 @@ func open(ctx context.Context, path string, opts Options) (_ *Store, err error) 
 		return nil, err
 	}
 
-	s := &Store{changes: newBroadcast(), bell: newBell()}
+	s := &Store{changes: newBroadcast(), bell: newBell(), telling: newTelling()}
 	defer func() {
 		if err != nil {
 			err = errors.Join(err, s.closePools())
@@ -93,7 +94,7 @@ func open(ctx context.Context, path string, opts Options) (_ *Store, err error) 
 	s.reads.SetMaxIdleConns(max(4, runtime.NumCPU()))
 
 	s.writer = newWriter(s.writes)
-	driver := notifyingDriver{riversqlite.New(s.writes), s.bell}
+	driver := ownDriver{riversqlite.New(s.writes), s.bell, s.telling}
 	s.queue, err = queue.New(driver, queue.Config{Logger: opts.Logger, Backoff: opts.Backoff, Revive: s.reviveDead})
 	if err != nil {
 		return nil, err
@@ -172,6 +173,7 @@ func (s *Store) Work(ctx context.Context, workers int, run func(ctx context.Cont
 // reviveDead puts jobs that are marked as running back in line. The file belongs to this process alone, and its own queue is
 // not working yet, so whatever ran them is dead. Nor can anyone else be the leader of River's housekeeping.
 func (s *Store) reviveDead(ctx context.Context) error {
+	s.telling.begin()
 	return s.update(ctx, func(_ *rows.Tx, tx *sql.Tx) error {
 		for _, statement := range []string{
 			`UPDATE river_job SET state = 'cancelled', finalized_at = datetime('now', 'subsec')
@@ -202,7 +204,12 @@ func (s *Store) CancelWork(ctx context.Context, jobID string) error {
 	return nil
 }
 
-func (s *Store) Stop(ctx context.Context) error { return s.queue.Stop(ctx) }
+func (s *Store) Stop(ctx context.Context) error {
+	// What has become of a run is told to the database for as long as the caller is patient.
+	forget := context.AfterFunc(ctx, s.telling.cease)
+	defer forget()
+	return s.queue.Stop(ctx)
+}
 
 func (s *Store) Changes() <-chan struct{} { return s.changes.next() }
 
@@ -210,7 +217,7 @@ func (s *Store) Changes() <-chan struct{} { return s.changes.next() }
 func (s *Store) Close() error {
 	ctx, cancel := context.WithCancel(context.Background())
 	cancel()
-	return errors.Join(s.queue.Stop(ctx), s.closePools())
+	return errors.Join(s.Stop(ctx), s.closePools())
 }
 
 func (s *Store) closePools() error {

@@ -1,6 +1,7 @@
 package sqlite
 
 import (
+	"context"
 	"errors"
 	"fmt"
 	"log/slog"
@@ -174,5 +175,53 @@ func TestCheck(t *testing.T) {
 	}
 	if err := s.Check(t.Context()); spore.CodeOf(err) != spore.CodeDamaged || !strings.Contains(err.Error(), "job_log") {
 		t.Fatalf("a row that refers to nothing: %v", err)
+	}
+}
+
+// What became of a run while the disk was full is written down when there is room again, so that it is tried again.
+func TestOutcomeOnFullDisk(t *testing.T) {
+	s := openInside(t)
+	j := &spore.Job{ID: spore.NewJobID(), Operation: spore.OpCreate, Status: spore.JobPending}
+	err := s.Update(t.Context(), func(tx store.Tx) error { return errors.Join(tx.InsertJob(j), tx.Enqueue(j.ID, 2)) })
+	if err != nil {
+		t.Fatal(err)
+	}
+	var pages int
+	if err := s.writes.QueryRow("PRAGMA page_count").Scan(&pages); err != nil {
+		t.Fatal(err)
+	}
+	attempts := make(chan int, 2)
+	err = s.Work(t.Context(), 1, func(_ context.Context, _ string, attempt int, _ bool) error {
+		attempts <- attempt
+		if attempt > 1 {
+			return nil
+		}
+		if _, err := s.writes.Exec(fmt.Sprintf("PRAGMA max_page_count = %d", pages)); err != nil {
+			t.Error(err)
+		}
+		return errors.New(strings.Repeat("it takes a lot of room to say what happened. ", 10_000))
+	})
+	if err != nil {
+		t.Fatal(err)
+	}
+	if n := <-attempts; n != 1 {
+		t.Fatalf("attempt %d", n)
+	}
+	// River itself tries for some three seconds.
+	for end := time.Now().Add(6 * time.Second); time.Now().Before(end); time.Sleep(100 * time.Millisecond) {
+		if len(attempts) > 0 {
+			t.Fatal("the outcome was written without room for it")
+		}
+	}
+	if _, err := s.writes.Exec("PRAGMA max_page_count = 1073741823"); err != nil {
+		t.Fatal(err)
+	}
+	select {
+	case n := <-attempts:
+		if n != 2 {
+			t.Errorf("attempt %d", n)
+		}
+	case <-time.After(time.Minute):
+		t.Error("the run seems to go on for ever")
 	}
 }
