@@ -9,13 +9,36 @@ import (
 	"github.com/sporevm/spore"
 )
 
+const measured = 2 * time.Second
+
 // megabits answers how fast a counter of bytes goes up.
 func megabits(total *atomic.Int64) float64 {
-	const measured = 2 * time.Second
-	time.Sleep(measured / 2) // what a bucket and queues hold comes first
 	begin, before := time.Now(), total.Load()
 	time.Sleep(measured)
 	return float64(total.Load()-before) * 8 / time.Since(begin).Seconds() / 1e6
+}
+
+// holds looks whether so much of frames passes, within 15 %. Less, since the machine may have other things to do, is measured
+// again; so is more, once: a backlog that comes late fills one measurement, but not the next one as well.
+func holds(t *testing.T, what string, total *atomic.Int64, mbps float64) {
+	t.Helper()
+	const payload = datagram / (datagram + 42.0) // of frames, which are what is counted
+	time.Sleep(measured / 2)                     // what a bucket and queues hold comes first
+	over := false
+	for range 6 {
+		got := megabits(total)
+		ratio := got / (mbps * payload)
+		t.Logf("%s: %.2f Mbit/s of payload; %v of frames are %.2f", what, got, mbps, mbps*payload)
+		if ratio >= 0.85 && ratio <= 1.15 {
+			return
+		}
+		if over && ratio > 1.15 {
+			t.Errorf("%s: %.2f Mbit/s, bounded to %v", what, got, mbps)
+			return
+		}
+		over = ratio > 1.15
+	}
+	t.Errorf("%s: never %v Mbit/s", what, mbps)
 }
 
 // Datagrams are measured rather than a stream, whose sender has a mind of its own about how fast it goes.
@@ -82,23 +105,21 @@ func TestBandwidth(t *testing.T) {
 		}
 		return link
 	}
-	check := func(what string, got, mbps float64) {
-		t.Helper()
-		const payload = datagram / (datagram + 42.0) // of frames, which are what is counted
-		t.Logf("%s: %.2f Mbit/s of payload; %v of frames are %.2f", what, got, mbps, mbps*payload)
-		if got < mbps*payload*0.85 || got > mbps*payload*1.15 {
-			t.Errorf("%s: %.2f Mbit/s", what, got)
-		}
-	}
 	g := w.plug(set(spore.Limits{NetworkInMbps: 8}))
 	in := g.download(t, worldEcho)
-	check("in", megabits(in), 8)
+	holds(t, "in", in, 8)
 	out := g.upload(t, worldEcho)
 	set(spore.Limits{NetworkInMbps: 12, NetworkOutMbps: 2})
-	check("out", megabits(out), 2)
-	check("in, changed", megabits(in), 12)
+	holds(t, "out", out, 2)
+	holds(t, "in, changed", in, 12)
 	set(spore.Limits{NetworkInMbps: 12})
-	if got := megabits(out); got < 4 {
-		t.Errorf("out, without a limit: %.2f Mbit/s", got)
+	for deadline := time.Now().Add(time.Minute); ; {
+		got := megabits(out)
+		if got >= 4 {
+			break
+		}
+		if time.Now().After(deadline) {
+			t.Fatalf("out, without a limit: %.2f Mbit/s", got)
+		}
 	}
 }

@@ -67,8 +67,7 @@ func TestChangeCutsFlows(t *testing.T) {
 		t.Error("a UDP flow that is denied now goes on")
 	}
 	// What comes without being asked for ends as well: of what was on its way some is still there to read.
-	poured.SetReadDeadline(time.Now().Add(patience))
-	if _, err := discard(poured, 256<<20); err == nil {
+	if !ends(poured) {
 		t.Error("what is sent to the guest goes on to come")
 	}
 	if err := talk(stays, patience); err != nil {
@@ -80,17 +79,17 @@ func TestChangeCutsFlows(t *testing.T) {
 	}
 }
 
-func discard(r interface{ Read([]byte) (int, error) }, limit int) (int, error) {
+// ends reads what is left on a connection, and says whether nothing more comes after that.
+func ends(c net.Conn) bool {
 	b := make([]byte, 64<<10)
-	n := 0
-	for n < limit {
-		k, err := r.Read(b)
-		n += k
-		if err != nil {
-			return n, err
+	for n := 0; n < 256<<20; {
+		c.SetReadDeadline(time.Now().Add(unanswered))
+		k, err := c.Read(b)
+		if n += k; err != nil {
+			return true
 		}
 	}
-	return n, nil
+	return false
 }
 
 func TestNames(t *testing.T) {
@@ -278,14 +277,16 @@ func TestFlowsAreBounded(t *testing.T) {
 	if n := flows(); n != 0 {
 		t.Errorf("%d flows come of asking for a name", n)
 	}
-	begin := time.Now()
-	for port := range 20000 {
-		to := &net.UDPAddr{IP: publicB.AsSlice(), Port: 1024 + port}
-		if _, err := pc.WriteTo([]byte("x"), to); err != nil && !errors.Is(err, unix.ENOBUFS) && !errors.Is(err, unix.ECONNREFUSED) {
-			t.Fatal(err)
+	begin, n := time.Now(), 0
+	for n < newFlowsBurst/2 && time.Since(begin) < time.Minute { // of what is sent all at once a busy machine may lose most
+		for port := range 20000 {
+			to := &net.UDPAddr{IP: publicB.AsSlice(), Port: 1024 + port}
+			if _, err := pc.WriteTo([]byte("x"), to); err != nil && !errors.Is(err, unix.ENOBUFS) && !errors.Is(err, unix.ECONNREFUSED) {
+				t.Fatal(err)
+			}
 		}
+		n = flows()
 	}
-	n := flows()
 	most := newFlowsBurst + newFlows*int(time.Since(begin).Seconds()+2)
 	t.Logf("%d flows after %v", n, time.Since(begin))
 	if n < newFlowsBurst/2 || n > min(most, maxFlows) {

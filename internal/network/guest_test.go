@@ -98,8 +98,8 @@ func (w *world) openTap(ns *os.File, name string) *os.File {
 	return f
 }
 
-// patience is how long a guest waits for an answer that may come.
-const patience = 2 * time.Second
+// patience is how long a guest waits for an answer that must come. It is no measure of speed.
+const patience = 20 * time.Second
 
 // unanswered is how long it waits for one that must not come.
 const unanswered = 300 * time.Millisecond

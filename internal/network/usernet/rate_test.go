@@ -5,6 +5,7 @@ import (
 	"io"
 	"log/slog"
 	"net"
+	"sync"
 	"sync/atomic"
 	"testing"
 	"time"
@@ -20,6 +21,29 @@ type counter struct{ n *atomic.Int64 }
 func (c counter) Write(p []byte) (int, error) {
 	c.n.Add(int64(len(p)))
 	return len(p), nil
+}
+
+// holds looks whether so many bits pass in a second, within 15 %. Less, since the machine may have other things to do, is measured
+// again; so is more, once: a backlog that comes late fills one measurement, but not the next one as well.
+func holds(t *testing.T, what string, arrived *atomic.Int64, rate float64) {
+	over := false
+	for range 6 {
+		began, from := arrived.Load(), time.Now()
+		time.Sleep(2 * time.Second)
+		got, took := arrived.Load()-began, time.Since(from).Seconds()
+		v := float64(onWire(int(got))) * 8 / took
+		ratio := v / rate
+		t.Logf("%s: %.2f Mbit/s, %.3f of what was set", what, v/1e6, ratio)
+		if ratio >= 0.85 && ratio <= 1.15 {
+			return
+		}
+		if over && ratio > 1.15 {
+			t.Errorf("the rate %s is %.3f of what was set", what, ratio)
+			return
+		}
+		over = ratio > 1.15
+	}
+	t.Errorf("the rate %s is never what was set", what)
 }
 
 // TestRates measures what passes in some seconds against what was set, both ways, and changes it meanwhile.
@@ -51,18 +75,11 @@ func TestRates(t *testing.T) {
 		}
 	}()
 	measure := func(what string, in, out float64) {
-		t.Helper()
 		time.Sleep(700 * time.Millisecond) // the burst, and what was under way at the rate before
-		beganIn, beganOut, from := arrivedIn.Load(), arrivedOut.Load(), time.Now()
-		time.Sleep(2 * time.Second)
-		gotIn, gotOut, took := arrivedIn.Load()-beganIn, arrivedOut.Load()-beganOut, time.Since(from).Seconds()
-		for dir, v := range map[string][2]float64{"in": {float64(onWire(int(gotIn))) * 8 / took, in}, "out": {float64(onWire(int(gotOut))) * 8 / took, out}} {
-			ratio := v[0] / v[1]
-			t.Logf("%s, %s: %.2f Mbit/s, %.3f of what was set", what, dir, v[0]/1e6, ratio)
-			if ratio < 0.85 || ratio > 1.15 {
-				t.Errorf("%s: the rate %s is %.3f of what was set", what, dir, ratio)
-			}
-		}
+		var both sync.WaitGroup
+		both.Go(func() { holds(t, "in, "+what, &arrivedIn, in) })
+		both.Go(func() { holds(t, "out, "+what, &arrivedOut, out) })
+		both.Wait()
 	}
 	measure("as started", in, out)
 	must(t, l.Update(t.Context(), spore.Egress{}, Rates{In: in / 4, Out: out * 2}))
