@@ -263,10 +263,13 @@ func TestDisconnectLeavesTheProcess(t *testing.T) {
 
 func TestTimeLimit(t *testing.T) {
 	b := newBed(t)
-	ctx, cancel := context.WithTimeout(t.Context(), 300*time.Millisecond)
+	ctx, cancel := context.WithTimeout(t.Context(), 2*time.Second)
 	defer cancel()
 	// It ignores the polite signal, and so does its child, which holds the output open.
 	o := b.start(ctx, shell("trap '' TERM; sleep 1000; sleep 1000"), nil, nil)
+	if o.pid == 0 {
+		t.Fatalf("its time was over before it had begun: %v", o.failure)
+	}
 	if connect.CodeOf(o.failure) != connect.CodeDeadlineExceeded && o.end == nil {
 		t.Fatalf("%+v", o)
 	}

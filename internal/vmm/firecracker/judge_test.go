@@ -1,6 +1,8 @@
 package firecracker
 
 import (
+	"bufio"
+	"io"
 	"os"
 	"path/filepath"
 	"strings"
@@ -17,7 +19,7 @@ func TestTrial(t *testing.T) {
 	dir := t.TempDir()
 	open := func() *Engine {
 		e := doubleEngine(t, "", func(o *Options) { o.StateDir, o.Kernel = dir, tinyKernel(t) })
-		e.trialSilence, e.trialTime = 200*time.Millisecond, time.Second
+		e.trialSilence, e.trialTime = 200*time.Millisecond, time.Minute
 		return e
 	}
 	_, err := open().Probe(t.Context()) // the stand-in's guest is no kernel that says it came through
@@ -57,8 +59,14 @@ func TestGuestThatAnswersIsProof(t *testing.T) {
 	conn, err := vm.DialPort(t.Context(), vmm.PortControl)
 	must(t, err)
 	defer conn.Close()
+	// A guest that is slow is connected to later; once it has answered it has been.
+	must(t, conn.SetDeadline(time.Now().Add(time.Minute)))
+	_, err = io.WriteString(conn, "count\n")
+	must(t, err)
+	_, err = bufio.NewReader(conn).ReadString('\n')
+	must(t, err)
 	e := doubleEngine(t, "", func(o *Options) { o.StateDir, o.Kernel = dir, tinyKernel(t) })
-	e.trialSilence, e.trialTime = 200*time.Millisecond, time.Second
+	e.trialSilence, e.trialTime = 200*time.Millisecond, time.Minute
 	if info, err := e.Probe(t.Context()); err != nil || info.Accel != "kvm" {
 		t.Errorf("%+v, %v", info, err)
 	}
