@@ -120,7 +120,7 @@ func hostServer(t *testing.T) net.Addr {
 // reach is a command that says what a server greets with, "no" when it is not reached.
 func reach(to net.Addr) string {
 	host, port, _ := net.SplitHostPort(to.String())
-	return fmt.Sprintf("(sleep 1 | nc -w 3 %s %s | head -1 | grep . ) 2>/dev/null || echo no", host, port)
+	return fmt.Sprintf("(sleep 1 | nc -w 30 %s %s | head -1 | grep . ) 2>/dev/null || echo no", host, port)
 }
 
 // netBox is a sandbox with a network and a published port.

@@ -39,9 +39,7 @@ func TestRecoverGoesOn(t *testing.T) {
 	})
 	first := h
 	h = newHouse(t, dir, func(h *house) { h.fault.Store(&f) })
-	if !h.answers(t, well.ID) {
-		t.Error("the sandbox to which nothing happened does not answer")
-	}
+	eventually(t, "the sandbox to which nothing happened answers", func() bool { return h.answers(t, well.ID) })
 	for id, why := range map[string]string{garbled.ID: "is gone", lost.ID: "its monitor is not to be understood"} {
 		s, err := h.Sandbox(t.Context(), id)
 		if err != nil || s.State != spore.SandboxFailed || !strings.Contains(s.StateReason, why) {
