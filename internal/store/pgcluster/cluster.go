@@ -24,7 +24,8 @@ type Cluster struct {
 	supervisor *exec.Cmd
 	orders     io.WriteCloser
 	answers    *bufio.Reader
-	mu         sync.Mutex // one order at a time
+	mu         sync.Mutex   // one order at a time
+	late       <-chan error // the answer to an order that was given up, which comes before any other; nil: there is none
 	databases  atomic.Int64
 }
 

@@ -140,6 +140,14 @@ func directory(attributes *syscall.SysProcAttr) (string, error) {
 func (c *Cluster) order(order string) error {
 	c.mu.Lock()
 	defer c.mu.Unlock()
+	if c.late != nil {
+		select {
+		case <-c.late:
+			c.late = nil
+		case <-time.After(patience):
+			return fmt.Errorf("%s: the order before is not done\n%s", order, c.log())
+		}
+	}
 	if _, err := fmt.Fprintln(c.orders, order); err != nil {
 		return fmt.Errorf("%s: %w", order, err)
 	}
@@ -158,6 +166,7 @@ func (c *Cluster) order(order string) error {
 		}
 		return nil
 	case <-time.After(patience):
+		c.late = done
 		return fmt.Errorf("%s: not done within %s\n%s", order, patience, c.log())
 	}
 }

@@ -155,7 +155,7 @@ func TestSilence(t *testing.T) {
 	defer closed(t, s)
 	update(t, s, func(tx store.Tx) error { return tx.InsertTemplate(row(1)) })
 	p.freeze(true)
-	ctx, cancel := context.WithTimeout(t.Context(), 200*time.Millisecond)
+	ctx, cancel := context.WithTimeout(t.Context(), 3*time.Second) // long enough for all to be under way when it is over
 	defer cancel()
 	results := make(chan error)
 	go func() {
@@ -293,7 +293,7 @@ func TestLostConnection(t *testing.T) {
 func TestHungServer(t *testing.T) {
 	t.Parallel()
 	url := database(t)
-	hung := open(t, url+"&idle_in_transaction_session_timeout=300ms")
+	hung := open(t, url+"&idle_in_transaction_session_timeout=3s") // longer than any other transaction of its waits
 	defer closed(t, hung)
 	other := open(t, url)
 	defer closed(t, other)
