@@ -121,7 +121,7 @@ func spent() time.Duration {
 	return time.Duration(use.Utime.Nano() + use.Stime.Nano())
 }
 
-// together has so many callers do the same again and again for a while. A caller whose call fails stops.
+// together has so many callers do the same again and again for a while, once at least. A caller whose call fails stops.
 func together(ctx context.Context, callers int, d time.Duration, do func(context.Context) error) slice {
 	var (
 		all   sync.WaitGroup
@@ -134,10 +134,14 @@ func together(ctx context.Context, callers int, d time.Duration, do func(context
 		all.Go(func() {
 			var took []time.Duration
 			var failure error
-			for failure == nil && time.Since(began) < d {
+			for {
 				start := time.Now()
-				if failure = do(ctx); failure == nil {
-					took = append(took, time.Since(start))
+				if failure = do(ctx); failure != nil {
+					break
+				}
+				took = append(took, time.Since(start))
+				if time.Since(began) >= d {
+					break
 				}
 			}
 			mu.Lock()
