@@ -4,8 +4,11 @@ import (
 	"bytes"
 	"context"
 	"errors"
+	"io"
+	"net"
 	"os"
 	"path/filepath"
+	"reflect"
 	"slices"
 	"strings"
 	"syscall"
@@ -195,5 +198,103 @@ func TestPaged(t *testing.T) {
 			t.Errorf("the end of the pager is told as %v", err)
 		}
 		nothingLeft(t, two.cfg, two.PID(), two.jail.cgroup)
+	})
+}
+
+// cutOff is a connection to Firecracker that breaks as whoever asked gives up.
+type cutOff struct {
+	net.Conn
+	asked, answered func() // after the request was sent, and before its answer is looked at
+}
+
+func (c cutOff) Write(b []byte) (int, error) {
+	n, err := c.Conn.Write(b)
+	c.asked()
+	return n, err
+}
+
+func (c cutOff) Read(b []byte) (int, error) {
+	if _, err := c.Conn.Read(b); err != nil {
+		return 0, err
+	}
+	c.answered()
+	return 0, io.ErrUnexpectedEOF
+}
+
+// TestSnapshotGivenUp takes snapshots that come to nothing: Firecracker tells once only what was written, and what it told
+// then is in the next one all the same.
+func TestSnapshotGivenUp(t *testing.T) {
+	needPager(t)
+	giveUp := func(t *testing.T, vm *machine, leave func(*cutOff, func())) {
+		ctx, cancel := context.WithCancel(t.Context())
+		defer cancel()
+		api := vm.jail.api
+		defer func() {
+			vm.jail.api.close()
+			vm.jail.api = api
+		}()
+		vm.jail.api = newClient(func(ctx context.Context) (net.Conn, error) {
+			conn, err := vm.jail.dial(ctx, nameAPI)
+			c := cutOff{conn, func() {}, func() {}}
+			leave(&c, cancel)
+			return c, err
+		})
+		if err := vm.SaveState(ctx, nil); !errors.Is(err, context.Canceled) {
+			t.Fatalf("the snapshot that nobody waited for: %v", err)
+		}
+	}
+	ways := map[string]func(t *testing.T, vm *machine) *machine{
+		"asked": func(t *testing.T, vm *machine) *machine {
+			giveUp(t, vm, func(c *cutOff, cancel func()) { c.asked = cancel })
+			return vm
+		},
+		"answered": func(t *testing.T, vm *machine) *machine {
+			giveUp(t, vm, func(c *cutOff, cancel func()) { c.answered = cancel })
+			return vm
+		},
+		"not written down, and the server ends": func(t *testing.T, vm *machine) *machine {
+			written := filepath.Join(vm.jail.work, workWritten)
+			must(t, os.Rename(written, written+".aside"))
+			must(t, os.Mkdir(written, 0o700)) // no file takes its place
+			if err := vm.SaveState(t.Context(), nil); err == nil {
+				t.Fatal("there was nowhere to write down what is the VM's own")
+			}
+			must(t, os.Remove(written))
+			must(t, os.Rename(written+".aside", written))
+			must(t, vm.Release())
+			adopted, err := vm.eng.Adopt(t.Context(), vm.cfg)
+			must(t, err)
+			killAtEnd(t, adopted)
+			return adopted.(*machine)
+		},
+	}
+	engines(t, func(t *testing.T, open func(func(*Options)) *Engine) {
+		e := open(func(o *Options) { o.Pager = &testPager{} })
+		vm, cfg := bootTiny(t, e)
+		must(t, vm.Pause(t.Context()))
+		state := save(t, vm)
+		must(t, vm.Kill(t.Context()))
+		for name, way := range ways {
+			t.Run(name, func(t *testing.T) {
+				child := cfg
+				child.Dir = filepath.Join(t.TempDir(), "vm")
+				must(t, os.Mkdir(child.Dir, 0o700))
+				vm := thaw(t, e, child, state, nil).(*machine)
+				must(t, vm.Resume(t.Context()))
+				if e.opts.Binaries[0] == os.Getenv("SPORE_FIRECRACKER") {
+					counts(t, vm)
+				} else {
+					fills(t, vm)
+				}
+				must(t, vm.Pause(t.Context()))
+				mem, err := vm.Memory()
+				must(t, err)
+				whole := layerOf(t, mem, []vmm.Range{{Length: ramBytes(cfg)}}, cfg.Memory)
+				vm = way(t, vm)
+				if got := layer(t, vm, cfg.Memory); !reflect.DeepEqual(got, whole) || len(got) == 0 {
+					t.Errorf("%d pages are not as in the base, and the snapshot has %d of them", len(whole), len(got))
+				}
+			})
+		}
 	})
 }

@@ -40,8 +40,9 @@ func (m *machine) snapshot(ctx context.Context) (payload []byte, err error) {
 	} else {
 		p.SnapshotType, p.MemFilePath = snapshotDiff, filepath.Join(nameScratch, nameDiff)
 	}
+	spent := []string{nameState}
 	defer func() {
-		err = errors.Join(err, m.dropScratch(nameState, nameDiff))
+		err = errors.Join(err, m.dropScratch(spent...))
 	}()
 	if err := m.jail.api.createSnapshot(ctx, p); err != nil {
 		// Given up in the middle it may go on; the next one waits for it, since Firecracker takes one request at a time.
@@ -59,6 +60,9 @@ func (m *machine) snapshot(ctx context.Context) (payload []byte, err error) {
 			return nil, err
 		}
 	}
+	// Only now: Firecracker tells once what was written. It adds to a file that is there, so what comes of a snapshot that
+	// was given up or went wrong, be it after this side has left, is in that of the next one.
+	spent = append(spent, nameDiff)
 	if m.booted {
 		if err := punchZeros(ctx, m.cfg.Memory); err != nil {
 			return nil, err
