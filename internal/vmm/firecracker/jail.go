@@ -249,8 +249,9 @@ func (j *jail) start(e *Engine, nic *vmm.NIC, fileSize int64) (logs *os.File, er
 		return logs, err
 	}
 	if j.proc, err = watch(child.Pid, child); err != nil {
+		killErr := child.Kill()
 		_, waitErr := child.Wait()
-		return logs, errors.Join(err, child.Kill(), waitErr)
+		return logs, errors.Join(err, killErr, waitErr)
 	}
 	if err := j.proc.noCore(); err != nil {
 		killErr := j.proc.kill()

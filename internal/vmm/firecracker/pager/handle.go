@@ -45,8 +45,9 @@ func newHandle(cfg Config, pid int, child *os.Process, pidfd int, conn *net.Unix
 	f, ended, err := watchProcess(pidfd)
 	if err != nil {
 		if child != nil {
+			killErr := child.Kill()
 			_, waitErr := child.Wait()
-			err = errors.Join(err, child.Kill(), waitErr)
+			err = errors.Join(err, killErr, waitErr)
 		}
 		return nil, errors.Join(err, conn.Close())
 	}

@@ -164,8 +164,9 @@ func spawn(cfg Config, conn *net.UnixConn, files []*os.File) (*Handle, error) {
 	}
 	if pidfd < 0 {
 		if pidfd, err = unix.PidfdOpen(child.Pid, 0); err != nil {
+			killErr := child.Kill()
 			_, waitErr := child.Wait()
-			return nil, errors.Join(fmt.Errorf("pager: %w", err), child.Kill(), waitErr)
+			return nil, errors.Join(fmt.Errorf("pager: %w", err), killErr, waitErr)
 		}
 	}
 	return newHandle(cfg, child.Pid, child, pidfd, conn)
