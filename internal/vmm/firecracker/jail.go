@@ -19,6 +19,7 @@ import (
 
 	spore "github.com/sporevm/spore"
 	"github.com/sporevm/spore/internal/vmm"
+	"github.com/sporevm/spore/internal/vmm/vmlog"
 )
 
 // Names that Firecracker knows its files by, relative to its own root, which is also its working directory. Snapshots
@@ -68,8 +69,8 @@ type jail struct {
 	proc    *process
 	api     *client
 	rootDir *os.File // held open: its sockets' paths may be longer than a socket address
-	console *recorder
-	logs    *recorder
+	console *vmlog.Follower
+	logs    *vmlog.Follower
 }
 
 // root is the host's path of the directory that Firecracker sees as its own.
@@ -379,8 +380,8 @@ func (j *jail) explain(err error) error {
 
 // drain waits until what an ended process has said is written down.
 func (j *jail) drain() {
-	<-j.console.done
-	<-j.logs.done
+	<-j.console.Done()
+	<-j.logs.Done()
 }
 
 // lastWords are the ends of the logs and of the guest's console, for messages.
@@ -390,7 +391,7 @@ func (j *jail) lastWords() string {
 		name, label string
 		lines       int
 	}{{workErrors, "", 5}, {workLog, "", 5}, {workConsole, "console: ", 8}} {
-		tail, err := tailOf(filepath.Join(j.work, source.name), 4096)
+		tail, err := vmlog.Tail(filepath.Join(j.work, source.name), 4096)
 		if err != nil || len(tail) == 0 {
 			continue
 		}
@@ -420,9 +421,9 @@ func (j *jail) letGo() error {
 	if j.api != nil {
 		j.api.close()
 	}
-	for _, r := range []*recorder{j.console, j.logs} {
+	for _, r := range []*vmlog.Follower{j.console, j.logs} {
 		if r != nil {
-			r.stop()
+			r.Stop()
 		}
 	}
 	if j.rootDir != nil {

@@ -12,6 +12,7 @@ import (
 
 	spore "github.com/sporevm/spore"
 	"github.com/sporevm/spore/internal/vmm"
+	"github.com/sporevm/spore/internal/vmm/vmlog"
 )
 
 // The trial boot ends when the guest has said nothing for trialSilence, as one does that is stuck, or at the latest after
@@ -177,7 +178,7 @@ func (e *Engine) trial(ctx context.Context, p platform) (err error) {
 	defer silent.Stop()
 	var before []byte
 	for {
-		text, err := m.Console(keepLimit)
+		text, err := m.Console(vmlog.Keep)
 		if err != nil {
 			return err
 		}

@@ -15,6 +15,7 @@ import (
 	spore "github.com/sporevm/spore"
 	"github.com/sporevm/spore/internal/vmm"
 	"github.com/sporevm/spore/internal/vmm/procmem"
+	"github.com/sporevm/spore/internal/vmm/vmlog"
 )
 
 // machine is one VM. It implements vmm.VM.
@@ -97,7 +98,7 @@ func (m *machine) reason() error {
 	if m.broken != nil {
 		return m.broken
 	}
-	console, err := tailOf(filepath.Join(m.jail.work, workConsole), 8192)
+	console, err := vmlog.Tail(filepath.Join(m.jail.work, workConsole), 8192)
 	if err == nil && bytes.Contains(console, panicked) {
 		return spore.Errorf(spore.CodeConflict, "the guest crashed: %s", m.jail.lastWords())
 	}
@@ -107,7 +108,7 @@ func (m *machine) reason() error {
 			return nil
 		}
 		how = status.String()
-	} else if log, err := tailOf(filepath.Join(m.jail.work, workLog), 4096); err == nil && bytes.Contains(log, []byte("exit_code=0")) {
+	} else if log, err := vmlog.Tail(filepath.Join(m.jail.work, workLog), 4096); err == nil && bytes.Contains(log, []byte("exit_code=0")) {
 		return nil
 	}
 	return spore.Errorf(spore.CodeConflict, "Firecracker ended (%s): %s", how, m.jail.lastWords())
@@ -232,7 +233,7 @@ func (m *machine) beforeResume(ctx context.Context) error {
 }
 
 func (m *machine) Console(limit int) ([]byte, error) {
-	return tailOf(filepath.Join(m.jail.work, workConsole), limit)
+	return vmlog.Tail(filepath.Join(m.jail.work, workConsole), limit)
 }
 
 func (m *machine) Shutdown(ctx context.Context) error {

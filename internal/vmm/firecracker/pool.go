@@ -93,7 +93,7 @@ func (p *pool) move(j *jail, work string) error {
 	if err := unix.Rename(j.work, work); err != nil { // onto the empty directory, which os.Rename refuses
 		return errors.Join(fmt.Errorf("firecracker: move a waiting process: %w", err), os.Remove(work))
 	}
-	j.work = work // what writes its logs holds them open
+	j.work = work // what writes its logs holds it open
 	return nil
 }
 

@@ -14,6 +14,7 @@ import (
 	"log/slog"
 	"net"
 	"os"
+	"path/filepath"
 	"syscall"
 
 	"golang.org/x/sys/unix"
@@ -23,9 +24,11 @@ import (
 const Keep = 256 << 10
 
 // Log is a file of which only the end is kept. At every moment, the end of the server included, the file is
-// there with the last Keep bytes that were written, if there were as many. It is not safe for use by many goroutines.
+// there with the last Keep bytes that were written, if there were as many. Its directory may be moved meanwhile. It is not safe for
+// use by many goroutines.
 type Log struct {
-	path string
+	dir  *os.File
+	name string // in dir
 	keep int64
 	f    *os.File
 	size int64
@@ -43,7 +46,11 @@ func open(path string, keep int64) (*Log, error) {
 	if err != nil {
 		return nil, errors.Join(fmt.Errorf("vmlog: %w", err), f.Close())
 	}
-	return &Log{path: path, keep: keep, f: f, size: fi.Size()}, nil
+	dir, err := os.OpenFile(filepath.Dir(path), unix.O_PATH|unix.O_DIRECTORY, 0)
+	if err != nil {
+		return nil, errors.Join(fmt.Errorf("vmlog: %w", err), f.Close())
+	}
+	return &Log{dir: dir, name: filepath.Base(path), keep: keep, f: f, size: fi.Size()}, nil
 }
 
 // Write appends p, of which only the end may be kept. On error nothing of p was kept, or the beginning.
@@ -54,7 +61,7 @@ func (l *Log) Write(p []byte) (int, error) {
 	}
 	if l.size+int64(len(p)) > 2*l.keep {
 		if err := l.cut(); err != nil {
-			return 0, fmt.Errorf("vmlog: cut %s: %w", l.path, err)
+			return 0, fmt.Errorf("vmlog: cut %s: %w", l.name, err)
 		}
 	}
 	n, err := l.f.Write(p)
@@ -71,13 +78,14 @@ func (l *Log) cut() error {
 	if err != nil {
 		return err
 	}
-	aside := l.path + ".new"
+	path := fmt.Sprintf("/proc/self/fd/%d/%s", l.dir.Fd(), l.name)
+	aside := path + ".new"
 	f, err := os.OpenFile(aside, os.O_RDWR|os.O_CREATE|os.O_TRUNC|os.O_APPEND|unix.O_NOFOLLOW, 0o600)
 	if err != nil {
 		return err
 	}
 	if _, err = f.Write(tail); err == nil {
-		err = os.Rename(aside, l.path)
+		err = os.Rename(aside, path)
 	}
 	if err != nil {
 		return errors.Join(err, f.Close(), os.Remove(aside))
@@ -88,7 +96,7 @@ func (l *Log) cut() error {
 }
 
 // Close closes the file, which stays.
-func (l *Log) Close() error { return l.f.Close() }
+func (l *Log) Close() error { return errors.Join(l.f.Close(), l.dir.Close()) }
 
 // Follower writes what comes out of a stream to a Log.
 type Follower struct {

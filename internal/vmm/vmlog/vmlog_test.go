@@ -71,6 +71,25 @@ func TestOnlyTheEndIsKept(t *testing.T) {
 	}
 }
 
+// TestMoved moves the directory of a log that is written, as a process that was started ahead is.
+func TestMoved(t *testing.T) {
+	dir := t.TempDir()
+	before, after := filepath.Join(dir, "before"), filepath.Join(dir, "after")
+	must(t, os.Mkdir(before, 0o700))
+	l, err := open(filepath.Join(before, "log"), 10)
+	must(t, err)
+	must(t, os.Rename(before, after))
+	must(t, os.Mkdir(before, 0o700)) // another's by now
+	for _, text := range []string{"0123456789", "abcdefghij", "klm"} {
+		_, err := l.Write([]byte(text))
+		must(t, err)
+	}
+	must(t, l.Close())
+	if text, err := Tail(filepath.Join(after, "log"), 100); string(text) != "abcdefghijklm" || err != nil || used(t, after) != 13 || used(t, before) != 0 {
+		t.Errorf("%q (%v)", text, err)
+	}
+}
+
 func TestFloodFillsNothing(t *testing.T) {
 	dir := t.TempDir()
 	path, pipe := filepath.Join(dir, "log"), filepath.Join(dir, "pipe")
@@ -169,8 +188,8 @@ func TestFullDiskDropsAndGoesOn(t *testing.T) {
 		t.Skip(err)
 	}
 	r, w := io.Pipe()
-	out := &Log{path: "/dev/full", keep: Keep, f: f}
-	defer out.Close()
+	out := &Log{name: "full", keep: Keep, f: f}
+	defer f.Close()
 	done := make(chan error, 1)
 	go func() { done <- (&Follower{src: r}).follow(out, slog.New(slog.DiscardHandler)) }()
 	for range 10 {
