@@ -8,10 +8,12 @@ import (
 	"fmt"
 	"os"
 	"path/filepath"
+	"slices"
 	"time"
 
 	spore "github.com/sporevm/spore"
 	"github.com/sporevm/spore/internal/vmm"
+	"github.com/sporevm/spore/internal/vmm/trial"
 	"github.com/sporevm/spore/internal/vmm/vmlog"
 )
 
@@ -31,7 +33,11 @@ type verdict struct {
 	Mtime  int64  `json:"mtime"`
 }
 
-const nameVerdict = "firecracker-kvm.json"
+// Names in the state directory.
+const (
+	nameVerdict = "firecracker-kvm.json"
+	trialDir    = "firecracker-trial"
+)
 
 // judge decides whether guests run here. That /dev/kvm opens proves nothing: a nested host can have one on which no
 // kernel gets through its boot. So KVM is believed once it has brought a kernel to the start of its init. The caller holds
@@ -153,17 +159,21 @@ const trialCmdline = "loglevel=6 rdinit=/none"
 // signs on the console of a kernel that has come through its own start: it hands over to init, or finds none.
 var signs = [][]byte{[]byte("as init process"), []byte("Unable to mount root fs"), []byte("No working init found")}
 
+func cameThrough(console []byte) bool {
+	return slices.ContainsFunc(signs, func(sign []byte) bool { return bytes.Contains(console, sign) })
+}
+
 var errEnded = errors.New("a guest ended in its boot")
 
 // trial boots a small guest and waits for a sign of life.
 func (e *Engine) trial(ctx context.Context, p platform) (err error) {
-	ctx, cancel := context.WithTimeout(ctx, e.trialTime)
-	defer cancel()
-	dir, err := os.MkdirTemp("", "spore-fc-")
+	dir, leave, err := trial.Place(ctx, e.opts.StateDir, trialDir, e.Clean)
 	if err != nil {
 		return err
 	}
-	defer func() { err = errors.Join(err, os.RemoveAll(dir)) }()
+	defer func() { err = errors.Join(err, leave()) }()
+	ctx, cancel := context.WithTimeout(ctx, e.trialTime)
+	defer cancel()
 	m, err := e.boot(ctx, p, vmm.Config{
 		ID: "kvm-trial", Dir: dir, VCPUs: 1, MemoryMiB: 256, Kernel: e.opts.Kernel, Initrd: e.opts.Initrd,
 		Cmdline: trialCmdline, Memory: filepath.Join(dir, "memory"),
@@ -186,13 +196,15 @@ func (e *Engine) trial(ctx context.Context, p platform) (err error) {
 			before = text
 			silent.Reset(e.trialSilence)
 		}
-		for _, sign := range signs {
-			if bytes.Contains(text, sign) {
-				return nil
-			}
+		if cameThrough(text) {
+			return nil
 		}
 		select {
 		case <-m.Done():
+			// A kernel without an init ends the VM as it says so, which may be since the look above.
+			if text, err := m.Console(vmlog.Keep); err != nil || cameThrough(text) {
+				return err
+			}
 			return fmt.Errorf("%w: %s", errEnded, m.jail.lastWords())
 		case <-silent.C:
 			return fmt.Errorf("a guest got stuck in its boot, silent for %s; last it said: %q", e.trialSilence, lastLines(text, 1))

@@ -51,6 +51,38 @@ func TestTrial(t *testing.T) {
 	}
 }
 
+// A kernel that comes through its boot and ends at once has come through, however soon the VM is gone.
+func TestTrialOfShortLife(t *testing.T) {
+	e := realEngine(t, func(o *Options) { o.StateDir, o.Kernel = t.TempDir(), tinyPanic(t) })
+	for range 5 {
+		p, err := e.platform(t.Context())
+		must(t, err)
+		must(t, e.trial(t.Context(), p))
+	}
+}
+
+// A trial whose server died in it leaves a VM, which the next one ends.
+func TestTrialLeftBehind(t *testing.T) {
+	needRoot(t)
+	state := t.TempDir()
+	cfg := tinyConfig(t)
+	cfg.Dir = filepath.Join(state, trialDir)
+	must(t, os.Mkdir(cfg.Dir, 0o700))
+	vm, err := doubleEngine(t, "", nil).Boot(t.Context(), cfg)
+	must(t, err)
+	killAtEnd(t, vm)
+	must(t, vm.Release())
+	e := doubleEngine(t, "", func(o *Options) { o.StateDir, o.Kernel = state, tinyKernel(t) })
+	e.trialSilence, e.trialTime = 200*time.Millisecond, time.Second
+	if _, err := e.Probe(t.Context()); spore.CodeOf(err) != spore.CodeUnsupported {
+		t.Fatal(err)
+	}
+	eventually(t, "the VM that was left behind ends", func() bool { _, err := startTime(vm.PID()); return err != nil })
+	if _, err := os.Stat(cfg.Dir); !os.IsNotExist(err) {
+		t.Errorf("the trial's directory is left: %v", err)
+	}
+}
+
 // A guest that answers is believed more than any trial.
 func TestGuestThatAnswersIsProof(t *testing.T) {
 	needRoot(t)

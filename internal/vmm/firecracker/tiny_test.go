@@ -19,6 +19,19 @@ const (
 	tinyHello   = "hello from the tiny guest\n"
 )
 
+// tinyPanic is a kernel that after a moment finds no init, says so and ends the VM at once.
+func tinyPanic(t testing.TB) string {
+	t.Helper()
+	// mov ecx, 20000; pause; dec ecx; jnz pause: until somebody looks
+	code := []byte{0xb9, 0x20, 0x4e, 0, 0, 0xf3, 0x90, 0xff, 0xc9, 0x75, 0xfa}
+	code = append(code, 0x66, 0xba, 0xf8, 0x03) // mov dx, 0x3f8
+	for _, c := range signs[2] {
+		code = append(code, 0xb0, c, 0xee) // mov al, c; out dx, al
+	}
+	code = append(code, 0xb0, 0xfe, 0xe6, 0x64) // mov al, 0xfe; out 0x64, al
+	return elfKernel(t, append(code, 0xeb, 0xfe))
+}
+
 // tinyKernel writes the tiny guest as an ELF kernel and returns its path.
 func tinyKernel(t testing.TB) string {
 	t.Helper()
@@ -47,7 +60,11 @@ func tinyKernel(t testing.TB) string {
 	emit(0x75, 0xfa) // jnz pause
 	emit(0xe9)       // jmp loop
 	imm32(uint32(int32(loop - (code.Len() + 4))))
+	return elfKernel(t, code.Bytes())
+}
 
+func elfKernel(t testing.TB, code []byte) string {
+	t.Helper()
 	const headers = 64 + 56
 	le := binary.LittleEndian
 	elf := make([]byte, 0x1000)
@@ -66,11 +83,11 @@ func tinyKernel(t testing.TB) string {
 	le.PutUint64(ph[8:], 0x1000) // offset
 	le.PutUint64(ph[16:], tinyEntry)
 	le.PutUint64(ph[24:], tinyEntry)
-	le.PutUint64(ph[32:], uint64(code.Len()))
-	le.PutUint64(ph[40:], uint64(code.Len()))
+	le.PutUint64(ph[32:], uint64(len(code)))
+	le.PutUint64(ph[40:], uint64(len(code)))
 	le.PutUint64(ph[48:], 0x1000)
 	path := filepath.Join(t.TempDir(), "tiny")
-	if err := os.WriteFile(path, append(elf, code.Bytes()...), 0o600); err != nil {
+	if err := os.WriteFile(path, append(elf, code...), 0o600); err != nil {
 		t.Fatal(err)
 	}
 	return path

@@ -13,6 +13,7 @@ import (
 
 	spore "github.com/sporevm/spore"
 	"github.com/sporevm/spore/internal/vmm"
+	"github.com/sporevm/spore/internal/vmm/trial"
 	"github.com/sporevm/spore/internal/vmm/vmlog"
 )
 
@@ -33,7 +34,11 @@ type verdict struct {
 	Kernel string `json:"kernel"`
 }
 
-const nameVerdict = "qemu-accel.json"
+// Names in the state directory.
+const (
+	nameVerdict = "qemu-accel.json"
+	trialDir    = "qemu-trial"
+)
 
 // judge decides on the accelerator. That /dev/kvm opens proves nothing: a nested host can have one on which no kernel
 // gets through its boot. So KVM is believed once it has brought a kernel to the start of its init. The caller holds e.mu.
@@ -149,13 +154,13 @@ func (e *Engine) trial(ctx context.Context, hv *hypervisor, kernel, initrd strin
 	if err := checkKernel(kernel); err != nil {
 		return err
 	}
-	ctx, cancel := context.WithTimeout(ctx, e.trialTime)
-	defer cancel()
-	dir, err := os.MkdirTemp("", "spore-kvm-")
+	dir, leave, err := trial.Place(ctx, e.opts.StateDir, trialDir, e.Clean)
 	if err != nil {
 		return err
 	}
-	defer func() { err = errors.Join(err, os.RemoveAll(dir)) }()
+	defer func() { err = errors.Join(err, leave()) }()
+	ctx, cancel := context.WithTimeout(ctx, e.trialTime)
+	defer cancel()
 	p := platform{hypervisor: hv, accel: AccelKVM, cpu: "host", cpuName: "host"}
 	m, err := e.boot(ctx, p, vmm.Config{
 		ID: "kvm-trial", Dir: dir, VCPUs: 1, MemoryMiB: 256, Kernel: kernel, Initrd: initrd,

@@ -162,6 +162,40 @@ func TestProbeRefusals(t *testing.T) {
 	}
 }
 
+// A trial whose server died in it leaves a VM, which the next one ends.
+func TestTrialLeftBehind(t *testing.T) {
+	h := harness(t)
+	state := t.TempDir()
+	cfg := vmm.Config{
+		ID: "kvm-trial", Dir: filepath.Join(state, trialDir), VCPUs: 1, MemoryMiB: 128, Kernel: h.Kernel, Initrd: h.Initrd,
+		Memory: filepath.Join(state, trialDir, "memory"),
+	}
+	must(t, os.Mkdir(cfg.Dir, 0o700))
+	vm, err := h.New(t).Boot(t.Context(), cfg)
+	must(t, err)
+	t.Cleanup(func() { syscall.Kill(vm.PID(), syscall.SIGKILL) })
+	must(t, vm.Release())
+	e, err := New(Options{StateDir: state})
+	must(t, err)
+	e.trialTime = 0
+	hv, err := e.findBinary(t.Context())
+	must(t, err)
+	if err := e.trial(t.Context(), hv, h.Kernel, h.Initrd); err == nil {
+		t.Error("a trial had no time and came to its end")
+	}
+	for deadline := time.Now().Add(time.Minute); ; time.Sleep(time.Millisecond) {
+		if _, err := startTime(vm.PID()); err != nil {
+			break
+		}
+		if time.Now().After(deadline) {
+			t.Fatal("the VM that was left behind lives")
+		}
+	}
+	if _, err := os.Stat(cfg.Dir); !errors.Is(err, os.ErrNotExist) {
+		t.Errorf("the trial's directory is left: %v", err)
+	}
+}
+
 // The trial is made for real; what it comes to depends on the host. It must be bounded, remembered and obeyed.
 func TestTrialOfKVM(t *testing.T) {
 	limit := trialTime
