@@ -104,3 +104,20 @@ func openDir(t *testing.T, path string) *os.File {
 	t.Cleanup(func() { dir.Close() })
 	return dir
 }
+
+// TestManyComeAndGo connects to a socket that nobody answers for a while.
+func TestManyComeAndGo(t *testing.T) {
+	w, err := openWorkdir(t.TempDir())
+	must(t, err)
+	defer w.close()
+	f, err := w.listen(socketControl)
+	must(t, err)
+	defer f.Close()
+	for i := range 50 {
+		conn, err := w.dial(socketControl)
+		if err != nil {
+			t.Fatalf("after %d that have gone again: %v", i, err)
+		}
+		must(t, conn.Close())
+	}
+}

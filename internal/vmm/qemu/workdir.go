@@ -118,6 +118,9 @@ func (w *workdir) address(socket string) string {
 	return fmt.Sprintf("/proc/self/fd/%d/%s.sock", w.dir.Fd(), socket)
 }
 
+// backlog is how many clients may come and go before QEMU, whose main loop can be busy for long, takes the first of them.
+const backlog = 128
+
 // listen makes a socket for QEMU to answer on. As it listens before QEMU runs, a client never has to try again.
 func (w *workdir) listen(socket string) (*os.File, error) {
 	fd, err := unix.Socket(unix.AF_UNIX, unix.SOCK_STREAM|unix.SOCK_CLOEXEC, 0)
@@ -125,7 +128,7 @@ func (w *workdir) listen(socket string) (*os.File, error) {
 		return nil, fmt.Errorf("qemu: socket: %w", err)
 	}
 	if err = unix.Bind(fd, &unix.SockaddrUnix{Name: w.address(socket)}); err == nil {
-		err = unix.Listen(fd, 4)
+		err = unix.Listen(fd, backlog)
 	}
 	if err != nil {
 		unix.Close(fd)
