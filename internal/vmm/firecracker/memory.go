@@ -20,7 +20,7 @@ import (
 
 // openMemoryFor makes the VM's memory ready to be loaded.
 func (m *machine) openMemoryFor(ctx context.Context, patches vmm.Patches) (memoryBackend, error) {
-	if p := m.eng.opts.Pager; p != nil && p.Wants(m.cfg.Memory, patches) {
+	if p := m.eng.opts.Pager; p != nil && !m.jail.binary.Version.misplaces(ramBytes(m.cfg)) && p.Wants(m.cfg.Memory, patches) {
 		return m.startPager(ctx, patches)
 	}
 	memory := m.cfg.Memory

@@ -5,6 +5,7 @@ import (
 	"context"
 	"errors"
 	"io"
+	"log/slog"
 	"net"
 	"os"
 	"path/filepath"
@@ -297,4 +298,37 @@ func TestSnapshotGivenUp(t *testing.T) {
 			})
 		}
 	})
+}
+
+// unwilling is a pager that notes whether it was asked.
+type unwilling struct {
+	Pager
+	asked bool
+}
+
+func (p *unwilling) Wants(string, vmm.Patches) bool {
+	p.asked = true
+	return false
+}
+
+// TestNoPagerWithMisplacedPages maps memory where Firecracker would not tell which pages were written.
+func TestNoPagerWithMisplacedPages(t *testing.T) {
+	for _, tc := range []struct {
+		version Version
+		mib     int
+		want    bool
+	}{
+		{Version{1, 13, 2}, 4096, true}, {Version{1, 14, 0}, 3072, true}, {Version{1, 14, 0}, 3074, false}, {Version{1, 14, 1}, 4096, false},
+		{Version{1, 14, 2}, 4096, true}, {Version{1, 17, 0}, 4096, true},
+	} {
+		p := &unwilling{}
+		j := &jail{work: t.TempDir(), binary: &Binary{Version: tc.version}}
+		must(t, os.Mkdir(j.root(), 0o700))
+		m := newMachine(&Engine{opts: Options{Pager: p}, log: slog.Default()}, vmm.Config{MemoryMiB: tc.mib, Memory: "/dev/null"}, "", shape{}, j)
+		backend, err := m.openMemoryFor(t.Context(), nil)
+		must(t, err)
+		if p.asked != tc.want || backend.BackendType != backendFile {
+			t.Errorf("%s with %d MiB: the pager was asked: %t", tc.version, tc.mib, p.asked)
+		}
+	}
 }

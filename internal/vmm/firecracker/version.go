@@ -43,6 +43,12 @@ func (v Version) compare(w Version) int {
 	return slices.Compare([]int{v.Major, v.Minor, v.Patch}, []int{w.Major, w.Minor, w.Patch})
 }
 
+// misplaces says whether a diff snapshot of memory of a size may have pages at the wrong places. The first releases of 1.14
+// write what is behind the hole for devices right after the last page that was written before it.
+func (v Version) misplaces(size int64) bool {
+	return v.Major == 1 && v.Minor == 14 && v.Patch < 2 && size > 3<<30
+}
+
 // reads says whether a binary whose snapshot format is v takes a snapshot of format w: the same rule that Firecracker
 // applies itself.
 func (v Version) reads(w Version) bool { return v.Major == w.Major && v.Minor >= w.Minor }
