@@ -253,10 +253,19 @@ func TestOtherUser(t *testing.T) {
 func TestNobodyConnects(t *testing.T) {
 	f := newFrozen(t, mib, 7)
 	cfg := f.config()
-	cfg.Connect = 3 * time.Second // long enough for the pager to have begun
-	h := f.start(t, cfg)
-	soon(t, h.Done(), "given up")
-	if err := h.Err(); spore.CodeOf(err) != spore.CodeUnreachable {
+	cfg.Connect = 1e6
+	spec, err := pager.NewSpec(t.Context(), f.base, int64(len(f.want)), f.patches, f.dir)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer spec.Close()
+	h, err := pager.Start(t.Context(), cfg, spec) // which may be the one to learn of it
+	if err == nil {
+		defer stop(t, h)
+		soon(t, h.Done(), "given up")
+		err = h.Err()
+	}
+	if spore.CodeOf(err) != spore.CodeUnreachable {
 		t.Errorf("given up with %v", err)
 	}
 }
