@@ -83,11 +83,12 @@ func (a *Agent) Close() error {
 	s := a.session
 	a.session = nil
 	a.mu.Unlock()
-	a.transport.CloseIdleConnections()
-	if s == nil {
-		return nil
+	var err error
+	if s != nil {
+		err = s.Close()
 	}
-	return s.Close()
+	a.transport.CloseIdleConnections()
+	return err
 }
 
 var errClosed = errors.New("the connection to the agent has been closed")

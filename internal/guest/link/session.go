@@ -108,8 +108,10 @@ func isTimeout(err error) bool {
 }
 
 func newSession(control, data Port, rest []byte, rtt time.Duration) (*Session, error) {
-	mux, err := yamux.Client(&frames{ReadWriteCloser: &prefixed{Port: data, rest: rest}}, muxConfig(hostWindow))
+	out := newOutbox(&prefixed{Port: data, rest: rest})
+	mux, err := yamux.Client(&frames{ReadWriteCloser: out}, muxConfig(hostWindow))
 	if err != nil {
+		out.Close()
 		return nil, err
 	}
 	return &Session{mux: mux, control: control, rtt: rtt}, nil

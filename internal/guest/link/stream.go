@@ -6,6 +6,8 @@ import (
 	"fmt"
 	"io"
 	"net"
+	"sync"
+	"sync/atomic"
 	"time"
 
 	"github.com/hashicorp/yamux"
@@ -48,6 +50,22 @@ func (s *Session) DialHTTP(ctx context.Context) (net.Conn, error) {
 type stream struct {
 	*yamux.Stream
 	head []byte // goes out with the first bytes that are written: one frame less for the guest to wake up for
+
+	reading sync.Mutex // held while reading
+	closed  atomic.Bool
+}
+
+func (s *stream) Read(p []byte) (int, error) {
+	s.reading.Lock()
+	defer s.reading.Unlock()
+	if s.closed.Load() {
+		return 0, net.ErrClosed
+	}
+	n, err := s.Stream.Read(p)
+	if err != nil && s.closed.Load() {
+		err = net.ErrClosed
+	}
+	return n, err
 }
 
 func (s *stream) Write(p []byte) (int, error) {
@@ -63,11 +81,20 @@ func (s *stream) Write(p []byte) (int, error) {
 // CloseWrite tells the guest that nothing more will come. What the guest has still to say it must say within a minute.
 func (s *stream) CloseWrite() error { return s.Stream.Close() }
 
-// Close ends the stream. What the guest still sends is thrown away, so that it sees the end rather than wait for room.
+// Close ends the stream, and a Read that is under way. What the guest still sends is thrown away, so that it sees the end rather than
+// wait for room.
 func (s *stream) Close() error {
+	if s.closed.Swap(true) {
+		return nil
+	}
 	err := s.Stream.Close()
-	s.Stream.SetReadDeadline(time.Time{})
-	go io.Copy(io.Discard, s.Stream) // ends with the stream, which closeTimeout bounds
+	s.Stream.SetReadDeadline(past)
+	go func() {
+		s.reading.Lock() // from here on nobody else reads
+		s.Stream.SetReadDeadline(time.Time{})
+		s.reading.Unlock()
+		io.Copy(io.Discard, s.Stream) // ends with the stream, which closeTimeout bounds
+	}()
 	return err
 }
 
