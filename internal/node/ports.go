@@ -48,7 +48,7 @@ type forward struct {
 
 	life context.Context
 	end  context.CancelFunc
-	all  sync.WaitGroup
+	all  sync.WaitGroup // the listener, and the connections for as long as they are open to the outside
 }
 
 // guestConn is a connection into a guest.
@@ -170,7 +170,7 @@ func (p *ports) close() {
 	}
 }
 
-// close ends a forward with its connections, and waits for them.
+// close ends a forward with its connections. What they lead to in the guest, which may take its time or stand still, is not waited for.
 func (f *forward) close() {
 	f.end()
 	f.listener.Close()
@@ -259,10 +259,18 @@ func (p *ports) accept(sandbox string, f *forward, slots chan struct{}) {
 			reset(conn)
 			continue
 		}
-		f.all.Go(func() {
+		f.all.Add(1)
+		stop := context.AfterFunc(f.life, func() {
+			reset(conn)
+			f.all.Done()
+		})
+		go func() {
 			defer func() { <-slots }()
 			p.serve(sandbox, f, conn)
-		})
+			if stop() {
+				f.all.Done()
+			}
+		}()
 	}
 }
 
@@ -275,8 +283,7 @@ func (p *ports) serve(sandbox string, f *forward, conn *net.TCPConn) {
 		reset(conn)
 		return
 	}
-	stop := context.AfterFunc(f.life, func() { reset(conn); inside.Close() })
-	defer stop()
+	defer context.AfterFunc(f.life, func() { inside.Close() })()
 	if errors.Join(splice(conn, inside)...) != nil {
 		reset(conn)
 	}

@@ -233,3 +233,32 @@ func TestPublishRefusals(t *testing.T) {
 		t.Errorf("an address of another machine: %+v", e)
 	}
 }
+
+// deaf is a connection into a guest that answers nothing and does not end.
+type deaf struct {
+	guestConn
+	open chan struct{}
+}
+
+func (d deaf) Read([]byte) (int, error)       { <-d.open; return 0, io.EOF }
+func (d deaf) Write(data []byte) (int, error) { <-d.open; return len(data), nil }
+func (d deaf) Close() error                   { <-d.open; return nil }
+func (d deaf) CloseWrite() error              { return nil }
+
+func TestForwardEndsWithoutItsGuest(t *testing.T) {
+	guest := deaf{open: make(chan struct{})}
+	dialled := make(chan struct{})
+	p := newPorts(func(context.Context, string, int) (guestConn, error) { close(dialled); return guest, nil }, func(string, error) {})
+	ports, err := p.set(t.Context(), "s1", []spore.PortForward{{GuestPort: 1}})
+	must(t, err)
+	c := dialForward(t, ports[0])
+	_, err = c.Write([]byte("x"))
+	must(t, err)
+	<-dialled
+	_, err = p.set(t.Context(), "s1", nil)
+	must(t, err)
+	if _, err := c.Read(make([]byte, 1)); !errors.Is(err, syscall.ECONNRESET) {
+		t.Errorf("a connection through a port that is unpublished ends with %v", err)
+	}
+	close(guest.open)
+}
