@@ -29,13 +29,19 @@ func (s *Store) newLease(why string, pieces []string) (*lease, error) {
 	if err != nil {
 		return nil, err
 	}
-	path := s.path(dirLeases, randomHex(12))
-	f, err := lockFile(path, unix.LOCK_EX) // may wait a moment for someone who looks whether it is alive
+	name := randomHex(12)
+	aside, path := s.path(dirStaging, "lease-"+name), s.path(dirLeases, name)
+	f, err := lockFile(aside, unix.LOCK_EX|unix.LOCK_NB)
 	if err != nil {
+		s.tidy(aside, os.Remove(aside))
 		return nil, ioError("take a lease", s.dir, 1<<12, err)
 	}
-	if _, err := f.Write(doc); err != nil {
-		return nil, errors.Join(ioError("take a lease", s.dir, 1<<12, err), f.Close(), os.Remove(path))
+	// Whoever looks for leases finds it whole, and held.
+	if _, err = f.Write(doc); err == nil {
+		err = os.Rename(aside, path)
+	}
+	if err != nil {
+		return nil, errors.Join(ioError("take a lease", s.dir, 1<<12, err), f.Close(), os.Remove(aside))
 	}
 	return &lease{f: f, path: path}, nil
 }
