@@ -42,7 +42,7 @@ type Agent struct {
 // New makes an Agent. It knows nothing of the image until it is configured.
 func New(o Options) *Agent {
 	a := &Agent{reaper: o.Reaper, system: o.System, poweroff: o.Poweroff}
-	a.processes.byPID = map[int]*Process{}
+	a.processes.byPID, a.processes.starting = map[int]*Process{}, map[string]bool{}
 	a.entry.log = newLog(o.LogFile)
 	return a
 }

@@ -60,9 +60,12 @@ func (r *Reaper) start(p prepared) (*Process, *reader, error) {
 	}
 	proc.in, proc.tty = s.in, s.tty
 	rd := proc.out.join()
-	go proc.attend(s.out)
+	go proc.attend(s.in, s.out)
 	return proc, rd, nil
 }
+
+// past is a deadline that ends what is under way.
+var past = time.Unix(1, 0)
 
 // stdio is the plumbing of one process. Descriptors of the child are bare numbers, so that Go leaves them in blocking
 // mode.
@@ -189,7 +192,7 @@ func (s *stdio) closeParent() {
 }
 
 // attend follows the process to its end.
-func (p *Process) attend(outs []output) {
+func (p *Process) attend(in *os.File, outs []output) {
 	var pumps sync.WaitGroup
 	pumps.Add(len(outs))
 	for _, o := range outs {
@@ -200,8 +203,9 @@ func (p *Process) attend(outs []output) {
 		t.Stop()
 	}
 	for _, o := range outs {
-		o.file.SetReadDeadline(time.Unix(1, 0)) // fails when the pump has closed it, which is as good
+		o.file.SetReadDeadline(past) // fails when the pump has closed it, which is as good
 	}
+	in.SetWriteDeadline(past) // a descendant may have the other end and not read it: who writes must not hold us up
 	pumps.Wait()
 	p.inMu.Lock()
 	if p.in != nil && p.in != p.tty {
@@ -315,17 +319,22 @@ func (p *Process) write(ctx context.Context, data []byte) error {
 	cut := make(chan struct{})
 	stop := context.AfterFunc(ctx, func() {
 		defer close(cut)
-		in.SetWriteDeadline(time.Unix(1, 0)) // fails when the process is gone, and then so does the write
+		in.SetWriteDeadline(past) // fails when the process is gone, and then so does the write
 	})
 	_, err := in.Write(data)
 	if !stop() {
 		<-cut
 		in.SetWriteDeadline(time.Time{})
+		select {
+		case <-p.child.Done(): // and attend may have set its deadline just before
+			in.SetWriteDeadline(past)
+		default:
+		}
 		if err != nil {
 			return context.Cause(ctx)
 		}
 	}
-	if errors.Is(err, syscall.EPIPE) || errors.Is(err, syscall.EIO) || errors.Is(err, os.ErrClosed) {
+	if errors.Is(err, syscall.EPIPE) || errors.Is(err, syscall.EIO) || errors.Is(err, os.ErrClosed) || errors.Is(err, os.ErrDeadlineExceeded) {
 		return errNoInput
 	}
 	return err

@@ -9,6 +9,9 @@ import (
 	"net/http"
 	"os"
 	"strings"
+	"sync"
+	"sync/atomic"
+	"syscall"
 	"testing"
 	"time"
 
@@ -200,6 +203,58 @@ func TestStdin(t *testing.T) {
 	req.Stdin = &no
 	if o := b.start(ctx, req, nil, nil); o.failure != nil || o.end == nil {
 		t.Fatalf("without input: %+v", o)
+	}
+}
+
+// A command's end is told while somebody still writes to it, which only a descendant could read.
+func TestEndWithFullInput(t *testing.T) {
+	b := newBed(t)
+	ctx, cancel := context.WithTimeout(t.Context(), time.Minute)
+	defer cancel()
+	wrote := make(chan error, 1)
+	started := false
+	o := b.start(ctx, shell(`exec 3<&0; sleep 1000 <&3 >/dev/null 2>&1 & echo $!; read line`), nil, func(o *outcome) bool {
+		if o.out.Len() > 0 && !started {
+			started = true
+			go func() {
+				_, err := b.proc.SendInput(ctx, connect.NewRequest(&process.SendInputRequest{Process: byPID(o.pid),
+					Input: &process.ProcessInput{Input: &process.ProcessInput_Stdin{Stdin: append([]byte("line\n"), make([]byte, 1<<20)...)}}}))
+				wrote <- err
+			}()
+		}
+		return true
+	})
+	var descendant int
+	if _, err := fmt.Sscan(o.out.String(), &descendant); err != nil {
+		t.Fatalf("%+v", o)
+	}
+	defer syscall.Kill(descendant, syscall.SIGKILL)
+	if o.failure != nil || o.end.GetStatus() != "exit status 0" {
+		t.Errorf("%+v", o)
+	}
+	if err := <-wrote; connect.CodeOf(err) != connect.CodeFailedPrecondition {
+		t.Errorf("the writer is told %v", err)
+	}
+}
+
+func TestOneProcessWithATag(t *testing.T) {
+	b := newBed(t)
+	var all sync.WaitGroup
+	var started atomic.Int32
+	for range 8 {
+		all.Go(func() {
+			_, rd, err := b.agent.run(command{cmd: "sleep", args: []string{"1000"}, tag: "one"})
+			if err == nil {
+				rd.leave()
+				started.Add(1)
+			} else if connect.CodeOf(err) != connect.CodeAlreadyExists {
+				t.Error(err)
+			}
+		})
+	}
+	all.Wait()
+	if n := started.Load(); n != 1 {
+		t.Errorf("%d processes have the tag", n)
 	}
 }
 

@@ -13,8 +13,32 @@ const retention = time.Minute
 
 // table knows the processes that were started through the agent, by pid, until a while after their end.
 type table struct {
-	mu    sync.Mutex
-	byPID map[int]*Process
+	mu       sync.Mutex
+	byPID    map[int]*Process
+	starting map[string]bool // tags of processes that are about to be
+}
+
+// reserve takes a tag for a process that is about to be started, unless one that runs has it, or is about to.
+func (t *table) reserve(tag string) bool {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	if t.starting[tag] {
+		return false
+	}
+	for _, p := range t.byPID {
+		if p.tag == tag && p.running() {
+			return false
+		}
+	}
+	t.starting[tag] = true
+	return true
+}
+
+// started gives a reserved tag up: the process is known by now, or there is none.
+func (t *table) started(tag string) {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	delete(t.starting, tag)
 }
 
 func (t *table) add(p *Process) {
@@ -76,9 +100,10 @@ func (p *Process) running() bool {
 // run prepares and starts a command and remembers it.
 func (a *Agent) run(c command) (*Process, *reader, error) {
 	if c.tag != "" {
-		if p := a.processes.find(func(p *Process) bool { return p.tag == c.tag }); p != nil && p.running() {
+		if !a.processes.reserve(c.tag) {
 			return nil, nil, connect.NewError(connect.CodeAlreadyExists, errTagTaken(c.tag))
 		}
+		defer a.processes.started(c.tag)
 	}
 	prepared, err := a.prepare(c)
 	if err != nil {
