@@ -110,6 +110,7 @@ func Open(ctx context.Context, opt Options) (*Node, error) {
 	}
 	n.ports = newPorts(n.dialGuest, func(what string, err error) { n.log.Warn(what, "err", err) })
 	n.pool = newPool(n, opt.Pool)
+	go n.wakeStanding()
 	if opt.ReclaimAfter > 0 {
 		go n.reclaimIdle()
 	}

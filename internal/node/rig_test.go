@@ -29,7 +29,12 @@ type rig struct {
 
 func newRig(t *testing.T, engine vmm.Engine, pool int) *rig {
 	t.Helper()
-	r := &rig{dir: t.TempDir(), engine: engine, pool: pool}
+	return newRigIn(t, t.TempDir(), engine, pool)
+}
+
+func newRigIn(t *testing.T, dir string, engine vmm.Engine, pool int) *rig {
+	t.Helper()
+	r := &rig{dir: dir, engine: engine, pool: pool}
 	b := testbed.Bundle(t)
 	must(t, os.CopyFS(filepath.Join(r.dir, "kernels", b.ID), os.DirFS(filepath.Dir(b.VmlinuzPath()))))
 	r.open(t)

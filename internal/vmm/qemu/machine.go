@@ -155,7 +155,7 @@ func (m *machine) lastWords() string {
 
 func (m *machine) onEvent(e qmp.Event) {
 	switch e.Name {
-	case "STOP":
+	case "STOP": // ours, or QEMU's own, when a disk's file finds no room
 		m.setRunning(false)
 	case "RESUME":
 		m.setRunning(true)
@@ -264,7 +264,7 @@ func (m *machine) turnTo(ctx context.Context, command string, running bool) erro
 	if err := m.qmp.Do(ctx, command, nil, nil); err != nil {
 		return m.settle(err)
 	}
-	m.setRunning(running) // the event says the same, a moment later or earlier
+	// An event has come before the answer; by now the VM may have stopped again, when its disk finds no room.
 	if running {
 		// The guest runs, whatever becomes of this: what is not forgotten now is after the next pause.
 		if err := m.forgetSets(ctx); err != nil {
