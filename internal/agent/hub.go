@@ -89,7 +89,7 @@ func (h *hub) publish(from channel, data []byte) {
 			full = time.Time{}
 		case full.IsZero():
 			full = time.Now()
-			time.AfterFunc(h.patience, h.room.Broadcast)
+			time.AfterFunc(h.patience, h.wakePublisher)
 		case time.Since(full) >= h.patience:
 			h.cutLaggards()
 			continue
@@ -108,6 +108,13 @@ func (h *hub) publish(from channel, data []byte) {
 	for r := range h.readers {
 		r.poke()
 	}
+}
+
+// wakePublisher has publish look again. It takes the lock, so that it does not come before publish waits.
+func (h *hub) wakePublisher() {
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	h.room.Broadcast()
 }
 
 // unread is the newest chunk, if it came from there too and no reader has it yet: each chunk costs its readers the same,
