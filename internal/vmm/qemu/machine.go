@@ -10,6 +10,7 @@ import (
 	"net"
 	"os"
 	"sync"
+	"syscall"
 	"time"
 
 	spore "github.com/sporevm/spore"
@@ -328,6 +329,9 @@ func (m *machine) DialPort(ctx context.Context, port string) (net.Conn, error) {
 		old.Close()
 	}
 	conn, err := m.work.dial(socket)
+	if errors.Is(err, syscall.EAGAIN) { // the backlog is full of those who have left again
+		return nil, spore.Errorf(spore.CodeUnreachable, "QEMU of the VM %s is busy and takes no connection", m.cfg.ID).WithCause(err)
+	}
 	if err != nil {
 		return nil, m.exited().(*spore.Error).WithCause(err)
 	}
