@@ -13,24 +13,25 @@ import (
 type gate struct {
 	port Port
 
-	rd   sync.Mutex // held while reading; guards the fields below
-	seen tail       // the last bytes that came in, whoever read them
-	rest []byte     // came in behind the nonce, not handed out yet
-
-	wr sync.Mutex // held while writing
+	// Guarded by rd of the lease that there is: the next begins when that has ended.
+	seen tail   // the last bytes that came in, whoever read them
+	rest []byte // came in behind the nonce, not handed out yet
 }
 
 // lease is the data port as one session sees it.
 type lease struct {
-	gate  *gate
-	ended atomic.Bool
-	once  sync.Once
+	gate *gate
+	// Held while reading, and while writing. They are the lease's own, so that who comes late to one that has ended does not
+	// wait for what the next one reads.
+	rd, wr sync.Mutex
+	ended  atomic.Bool
+	once   sync.Once
 }
 
 func (l *lease) Read(p []byte) (int, error) {
 	g := l.gate
-	g.rd.Lock()
-	defer g.rd.Unlock()
+	l.rd.Lock()
+	defer l.rd.Unlock()
 	if l.ended.Load() {
 		return 0, net.ErrClosed
 	}
@@ -49,8 +50,8 @@ func (l *lease) Read(p []byte) (int, error) {
 
 func (l *lease) Write(p []byte) (int, error) {
 	g := l.gate
-	g.wr.Lock()
-	defer g.wr.Unlock()
+	l.wr.Lock()
+	defer l.wr.Unlock()
 	if l.ended.Load() {
 		return 0, net.ErrClosed
 	}
@@ -63,10 +64,10 @@ func (l *lease) Write(p []byte) (int, error) {
 
 // find swallows what comes in up to the nonce, which an earlier session may have read already.
 func (l *lease) find(n nonce) error {
-	l.gate.rd.Lock()
-	seen := append([]byte(nil), l.gate.seen.bytes()...)
-	l.gate.rest = nil
-	l.gate.rd.Unlock()
+	seen, err := l.begin()
+	if err != nil {
+		return err
+	}
 	rest, err := scan(l, n, seen)
 	if err != nil {
 		return err
@@ -74,11 +75,22 @@ func (l *lease) find(n nonce) error {
 	return l.keep(rest)
 }
 
+// begin answers the last bytes that came in, and drops what an earlier session has left.
+func (l *lease) begin() ([]byte, error) {
+	l.rd.Lock()
+	defer l.rd.Unlock()
+	if l.ended.Load() {
+		return nil, net.ErrClosed
+	}
+	l.gate.rest = nil
+	return append([]byte(nil), l.gate.seen.bytes()...), nil
+}
+
 // keep hands out first what was read behind the nonce. A lease that has ended meanwhile has nothing to hand out: what it has read
 // is for the host that gave up on it, and would spoil the next session.
 func (l *lease) keep(rest []byte) error {
-	l.gate.rd.Lock()
-	defer l.gate.rd.Unlock()
+	l.rd.Lock()
+	defer l.rd.Unlock()
 	if l.ended.Load() {
 		return net.ErrClosed
 	}
@@ -94,12 +106,12 @@ func (l *lease) Close() error {
 		// A failing deadline would leave us waiting for the locks, which is as right as it is slow.
 		g.port.SetReadDeadline(past)
 		g.port.SetWriteDeadline(past)
-		g.rd.Lock()
-		g.wr.Lock()
+		l.rd.Lock()
+		l.wr.Lock()
 		g.port.SetReadDeadline(time.Time{})
 		g.port.SetWriteDeadline(time.Time{})
-		g.wr.Unlock()
-		g.rd.Unlock()
+		l.wr.Unlock()
+		l.rd.Unlock()
 	})
 	return nil
 }

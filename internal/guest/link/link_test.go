@@ -270,6 +270,53 @@ func TestEndedLeaseKeepsNothing(t *testing.T) {
 	}
 }
 
+// Who comes late to a lease that has ended is told so, and does not wait for the next one, which may hear nothing for long; nor does
+// it take anything away from that.
+func TestEndedLeaseIsLeft(t *testing.T) {
+	guest, host := socketPair(t)
+	defer host.Close()
+	g := &gate{port: guest}
+	old := &lease{gate: g}
+	if err := old.Close(); err != nil {
+		t.Fatal(err)
+	}
+	next := &lease{gate: g}
+	if err := next.keep([]byte("frames")); err != nil {
+		t.Fatal(err)
+	}
+	if n, err := next.Read(make([]byte, 6)); err != nil || n != 6 {
+		t.Fatal(n, err)
+	}
+	reading := make(chan error, 1)
+	go func() { _, err := next.Read(make([]byte, 1)); reading <- err }()
+	for { // until the next one reads
+		if !next.rd.TryLock() {
+			break
+		}
+		next.rd.Unlock()
+	}
+	late := make(chan error, 3)
+	go func() {
+		_, err := old.Read(make([]byte, 1))
+		late <- err
+		_, err = old.Write([]byte("late"))
+		late <- err
+		late <- old.find(newNonce())
+	}()
+	for range cap(late) {
+		select {
+		case err := <-late:
+			if !errors.Is(err, net.ErrClosed) {
+				t.Error(err)
+			}
+		case <-time.After(time.Minute):
+			t.Fatal("it waits for the next one")
+		}
+	}
+	guest.Close()
+	<-reading
+}
+
 // A guest that takes up a session and drops it at once is found out.
 func TestProof(t *testing.T) {
 	control, guestControl := socketPair(t)
