@@ -15,6 +15,7 @@ type journal struct {
 	mu     sync.Mutex
 	rows   map[string][]string
 	refuse atomic.Pointer[func(id, state string) error] // a write that is to fail, and its transaction with it
+	doubt  atomic.Pointer[bool]                         // the next transaction is undecided, and was kept or not
 }
 
 // tell answers the states that a row has been in, in order: phases of a job, and how it ended if not well; phases of a replica
@@ -42,6 +43,10 @@ func (s journalled) Update(ctx context.Context, fn func(tx store.Tx) error) erro
 	j := s.journal
 	j.mu.Lock() // so that the order is that of the commits
 	defer j.mu.Unlock()
+	doubt := j.doubt.Swap(nil)
+	if doubt != nil && !*doubt {
+		return store.ErrUndecided
+	}
 	var wrote [][2]string
 	err := s.Store.Update(ctx, func(tx store.Tx) error {
 		wrote = nil
@@ -58,6 +63,9 @@ func (s journalled) Update(ctx context.Context, fn func(tx store.Tx) error) erro
 		if told := j.rows[id]; len(told) == 0 || told[len(told)-1] != state {
 			j.rows[id] = append(told, state)
 		}
+	}
+	if doubt != nil {
+		return store.ErrUndecided
 	}
 	return nil
 }

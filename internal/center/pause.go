@@ -51,15 +51,33 @@ func (c *Center) pause(ctx context.Context, id string) (*spore.Sandbox, error) {
 		s.State, s.FrozenID, s.UpdatedAt = spore.SandboxPaused, frozenID, c.opt.Now()
 		return tx.UpdateSandbox(s)
 	})
-	if errors.Is(err, store.ErrUndecided) {
-		return nil, err
-	}
 	if err != nil {
-		back := context.WithoutCancel(ctx)
-		if wake := n.Wake(back, id, generation); wake != nil {
-			c.log.Error("waking a sandbox whose pause could not be recorded", "sandbox", id, "err", wake)
+		undo := func(ctx context.Context) {
+			if wake := n.Wake(ctx, id, generation); wake != nil {
+				c.log.Error("waking a sandbox whose pause could not be recorded", "sandbox", id, "err", wake)
+			}
+			c.forget(ctx, s.NodeID, frozenID)
 		}
-		c.forget(back, s.NodeID, frozenID)
+		if !errors.Is(err, store.ErrUndecided) {
+			undo(context.WithoutCancel(ctx))
+			return nil, err
+		}
+		c.insist(ctx, "settle the pause of "+id, func(ctx context.Context) error {
+			recorded := false
+			// Not a view: whatever is still being committed comes before this.
+			err := c.update(ctx, func(tx store.Tx) error {
+				now, err := tx.Sandbox(id)
+				if isNotFound(err) {
+					return nil
+				}
+				recorded = err == nil && now.FrozenID == frozenID
+				return err
+			})
+			if err == nil && !recorded {
+				undo(ctx)
+			}
+			return err
+		})
 		return nil, err
 	}
 	c.opt.Hook("pause:recorded")
